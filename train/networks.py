@@ -9,6 +9,7 @@ Read next: losses.py for what they minimise, ../csrc/model.h for the same list i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -420,6 +421,19 @@ class PatchGAN(nn.Module):
             x = layer(x)
         out: Tensor = self.last(x)
         return out
+
+
+def image_twin(net: nn.Module) -> nn.Module:
+    """`net` as the engine runs it: each image's own statistics, no dropout; the weights are shared."""
+    with torch.no_grad():
+        twin = copy.deepcopy(net, {id(p): p for p in net.parameters()})
+    for parent in list(twin.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, BatchNorm):
+                norm = ImageNorm(child.num_features, eps=child.eps)
+                norm.weight, norm.bias = child.weight, child.bias
+                parent.add_module(name, norm)
+    return twin.eval()
 
 
 def parameter_count(net: nn.Module) -> int:
