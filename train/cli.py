@@ -1,0 +1,84 @@
+"""The `train` verb: reads the command line, decides nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from pix2pix_fast.train import recipes
+
+# About a minute on two cores: the whole machinery, nothing worth looking at.
+SMOKE: dict[str, Any] = {
+    "ngf": 8,
+    "ndf": 8,
+    "epochs": 1,
+    "decay_epochs": 0,
+    "batch": 1,
+    "evaluate_count": 4,
+    "log_every": 10,
+}
+SMOKE_STEPS = 60
+
+
+@click.command("train")
+@click.argument("recipe")
+@click.argument("data", type=click.Path(exists=True, file_okay=False))
+@click.option("-o", "--output", "run", required=True, type=click.Path(), help="Folder of the run.")
+@click.option("--direction", type=click.Choice(["AtoB", "BtoA"]), help="Instead of the recipe's.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any value of a recipe."
+)
+@click.option("--resume", is_flag=True, help="Go on from RUN/last.pt.")
+@click.option("--smoke", is_flag=True, help="A tiny network and a few steps: does it run?")
+@click.option("--max-steps", type=int, default=0, help="Stop and save after so many steps.")
+@click.option("--threads", type=int, help="CPU threads.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def train(
+    recipe: str,
+    data: str,
+    run: str,
+    direction: str | None,
+    settings: tuple[str, ...],
+    resume: bool,
+    smoke: bool,
+    max_steps: int,
+    threads: int | None,
+    device: str,
+    debug: bool,
+) -> None:
+    """Train RECIPE on the pictures in DATA; state, pictures and log go to the run folder.
+
+    DATA holds train/ and val/ (or test/). Ctrl-C saves and stops; --resume goes on.
+    """
+    import torch
+
+    from pix2pix_fast.train.state import StateError
+    from pix2pix_fast.train.train import TrainingStopped
+    from pix2pix_fast.train.train import train as run_training
+
+    if threads or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    overrides: dict[str, Any] = dict(SMOKE) if smoke else {}
+    if direction:
+        overrides["direction"] = direction
+    try:
+        for setting in settings:
+            name, equals, value = setting.partition("=")
+            if not equals:
+                raise click.UsageError(f"--set takes NAME=VALUE, got {setting!r}")
+            overrides[name] = value
+        values = recipes.load(recipe, **overrides)
+        steps = max_steps or (SMOKE_STEPS if smoke else 0)
+        run_training(values, data, run, resume=resume, device=device, max_steps=steps)
+    except KeyboardInterrupt:
+        click.echo(f"stopped; {run}/last.pt is complete, --resume goes on", err=True)
+        sys.exit(130)
+    except (ValueError, StateError, TrainingStopped) as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

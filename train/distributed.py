@@ -1,0 +1,61 @@
+"""Several processes that train one model: started by torchrun, gloo on CPUs, nccl on GPUs.
+
+Gradients are averaged in one flat all-reduce per network instead of by DistributedDataParallel: a GAN
+step runs D twice per backward and freezes it in between, which DDP's buckets and buffers do not suit
+(docs/decisions/010-data-parallel.md). The result is the gradient of the joined batch.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def start(device: str = "auto") -> str:
+    """Joins torchrun's group if there is one; the device of this process."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "auto":
+        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    return device
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def average_gradients(net: nn.Module) -> None:
+    """Replaces every gradient of `net` by the mean over all processes."""
+    if world() == 1:
+        return
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= world()
+    for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
+
+
+def gather(value: Any) -> list[Any]:
+    """`value` of every process, in rank order."""
+    values: list[Any] = [value]
+    if world() > 1:
+        values = [None] * world()
+        dist.all_gather_object(values, value)
+    return values
+
+
+def any_true(flag: bool) -> bool:
+    """Whether `flag` holds in any process."""
+    return any(gather(flag))

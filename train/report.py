@@ -1,0 +1,207 @@
+"""What a run shows: progress bar, log.jsonl, TensorBoard, sample grids, and a self-contained gallery.
+
+RUN/log.jsonl          one JSON object per line: start, steps, epoch, evaluate, end
+RUN/samples/0005.png   rows of input, output, truth of held-out pairs after epoch 5
+RUN/gallery.html       the same for every epoch, pictures inside the file
+RUN/tensorboard/       scalars and grids
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import logging
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from pix2pix_fast.train import colour
+from pix2pix_fast.train.data import to_pixels
+from pix2pix_fast.train.state import write_atomically
+
+LOG = logging.getLogger("pix2pix_fast.train")
+Rows = list[tuple[Tensor, Tensor, Tensor]]
+
+
+def picture(x: Tensor, lightness: Tensor | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 of a (c, h, w) tensor: Lab colours with their lightness, gray as gray, else RGB."""
+    if lightness is not None and x.shape[0] == 2:
+        return colour.join(lightness, x)
+    pixels = to_pixels(x)
+    if pixels.shape[2] < 3:
+        return np.repeat(pixels[:, :, :1], 3, axis=2)
+    return pixels[:, :, :3]
+
+
+def triple(row: tuple[Tensor, Tensor, Tensor]) -> list[np.ndarray]:
+    """Input, output and truth as pictures."""
+    x, y, t = row
+    lightness = x if x.shape[0] == 1 else None
+    return [picture(x), picture(y, lightness), picture(t, lightness)]
+
+
+def grid(rows: Rows) -> np.ndarray:
+    """(rows * H, 3 * W, 3) uint8: input, output, truth from left to right."""
+    return np.concatenate([np.concatenate(triple(row), axis=1) for row in rows], axis=0)
+
+
+class Report:
+    """One per run and process; a quiet one (other ranks, tests) shows and writes nothing but the log."""
+
+    def __init__(
+        self, run: Path, values: dict[str, Any], per_epoch: int, epochs: int, *, quiet: bool = False
+    ) -> None:
+        self.run, self.values, self.quiet = run, values, quiet
+        self.per_epoch, self.total = per_epoch, per_epoch * epochs
+        self.sums: dict[str, float] = {}
+        self.counted, self.since = 0, time.monotonic()
+        self.board: Any = None
+        self.progress: Any = None
+
+    def __enter__(self) -> Report:
+        if self.quiet:
+            return self
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(self.run / "tensorboard")
+        except ImportError:
+            LOG.warning("no TensorBoard logs: pip install tensorboard")
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        if console.is_terminal:
+            self.progress = Progress(
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(),
+                TextColumn("{task.fields[losses]}"),
+                TextColumn("{task.fields[speed]:.1f} pictures/s"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self.task = self.progress.add_task("", total=self.total, epoch=0, losses="", speed=0.0)
+            self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.progress:
+            self.progress.stop()
+        if self.board:
+            self.board.close()
+
+    def event(self, event: str, **fields: Any) -> None:
+        """One line of log.jsonl; a full disk costs the line, not the run."""
+        if self.quiet and event not in ("start", "evaluate", "stopped", "interrupted", "end"):
+            return
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields})
+        try:
+            with (self.run / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            LOG.warning("cannot write the log: %s", error)
+        if self.board and event == "evaluate":
+            for name in ("l1", "psnr", "ssim"):
+                self.board.add_scalar(f"held_out/{name}", fields[name], fields["epoch"])
+
+    def step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float) -> None:
+        """Adds to the means; every `log_every` steps they are logged and shown."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.counted += 1
+        if self.counted < self.values["log_every"]:
+            return
+        now = time.monotonic()
+        means = {name: value / self.counted for name, value in self.sums.items()}
+        pictures = self.counted * self.values["batch"] * self.values["accumulate"]
+        speed = pictures / max(now - self.since, 1e-9)
+        self.sums, self.counted, self.since = {}, 0, now
+        rounded = {name: round(value, 5) for name, value in means.items()}
+        self.event(
+            "steps", step=step, epoch=epoch, rate=rate, per_second=round(speed, 3), **rounded
+        )
+        if self.board:
+            for name, value in means.items():
+                self.board.add_scalar(f"loss/{name}", value, step)
+            self.board.add_scalar("speed/pictures_per_second", speed, step)
+            self.board.add_scalar("rate", rate, step)
+        if self.progress:
+            shown = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+            self.progress.update(
+                self.task, completed=step, epoch=epoch + 1, losses=shown, speed=speed
+            )
+
+    def samples(self, epoch: int, rows: Rows) -> None:
+        """Writes the grid and the gallery; a full disk costs the pictures, not the run."""
+        self.since = time.monotonic()
+        if self.quiet or not rows:
+            return
+        pixels = grid(rows)
+        if self.board:
+            self.board.add_image("held_out", pixels, epoch, dataformats="HWC")
+        try:
+            folder = self.run / "samples"
+            folder.mkdir(exist_ok=True)
+            write_atomically(
+                folder / f"{epoch:04d}.png", lambda f: Image.fromarray(pixels).save(f, "PNG")
+            )
+            text = gallery(self.run, self.values)
+            write_atomically(self.run / "gallery.html", lambda f: _write(f, text))
+        except (OSError, RuntimeError) as error:
+            LOG.warning("cannot write the pictures: %s", error)
+
+
+def _write(file: Any, text: str) -> None:
+    file.write(text.encode())
+
+
+def gallery(run: Path, values: dict[str, Any], most: int = 12) -> str:
+    """The page: one row per held-out pair: input, truth, and its output after up to `most` epochs."""
+    grids = sorted((run / "samples").glob("*.png"))
+    if len(grids) > most:  # spread over the run, the first and the last included
+        grids = [grids[round(i * (len(grids) - 1) / (most - 1))] for i in range(most)]
+    head = ["input", "truth"] + [f"epoch {int(path.stem)}" for path in grids]
+    columns: list[list[str]] = []
+    for number, path in enumerate(grids):
+        with Image.open(path, formats=("PNG",)) as image:
+            whole = np.asarray(image.convert("RGB"))
+        size = whole.shape[1] // 3
+        cells = [
+            [row[:, k * size : (k + 1) * size] for k in range(3)]
+            for row in np.split(whole, whole.shape[0] // size)
+        ]
+        if number == 0:
+            columns += [[_inline(c[0]) for c in cells], [_inline(c[2]) for c in cells]]
+        columns.append([_inline(c[1]) for c in cells])
+    table = "".join(
+        "<tr>" + "".join(f'<td><img src="{src}" alt=""></td>' for src in row) + "</tr>"
+        for row in zip(*columns, strict=True)
+    )
+    title = html.escape(f"{values['recipe']}: {values['task']}")
+    names = "".join(f"<th>{name}</th>" for name in head)
+    return (
+        f"<!doctype html><meta charset=utf-8><title>{title}</title>"
+        "<style>body{font:14px sans-serif;margin:1em}td,th{padding:2px}"
+        "thead th{position:sticky;top:0;background:#fff}</style>"
+        f"<h1>{title}</h1><table><thead><tr>{names}</tr></thead><tbody>{table}</tbody></table>"
+        f"<pre>{html.escape(json.dumps(values, indent=1))}</pre>"
+    )
+
+
+def _inline(pixels: np.ndarray) -> str:
+    """A JPEG inside the page: about 12 kB at 256x256."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

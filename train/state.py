@@ -1,0 +1,73 @@
+"""Files of a run, written whole or not at all.
+
+last.pt holds everything that the next step depends on; best.pt the same from the epoch with the lowest
+held-out L1. Both are read with weights_only=True: reading a run folder never runs code from it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+FORMAT = 1
+
+
+class StateError(RuntimeError):
+    """A state file cannot be written or used; the message says which and why."""
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Calls `write` on a temporary file beside `path`, flushes it to disk, renames it to `path`.
+
+    When the disk is full the old file stays as it was, and the temporary one is removed.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError | RuntimeError):  # torch wraps write errors in RuntimeError
+            kept = f"; the earlier {path.name} is untouched" if path.exists() else ""
+            raise StateError(f"cannot write {path}: {error}{kept}") from error
+        raise
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Writes `state` (tensors and plain values only)."""
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+
+
+def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The reverse of `save`; StateError when the file is missing, damaged or of a newer format."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise StateError(f"{path} does not exist: nothing to resume there") from None
+    except Exception as error:
+        raise StateError(f"{path} is damaged or not a training state: {error}") from error
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
+        raise StateError(f"{path} has format {found}, this version reads {FORMAT}")
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """PyTorch's generators (dropout, penalty); the data's randomness follows from the epoch alone."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
