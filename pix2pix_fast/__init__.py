@@ -1,0 +1,33 @@
+"""pix2pix_fast: pix2pix generators as fast, correct picture translators.
+
+>>> from pix2pix_fast import Engine                                       # doctest: +SKIP
+>>> with Engine("edges2shoes.safetensors") as engine:                     # doctest: +SKIP
+...     engine.translate("drawing.png").save("shoe.png")
+
+Importing this loads NumPy and nothing heavier.
+"""
+
+from . import backends, errors
+from .engine import Engine
+from .errors import BackendUnavailable, ForkError, ModelFormatError, P2PError
+
+__version__ = "0.1.0"
+__all__ = [
+    "BackendUnavailable",
+    "Engine",
+    "ForkError",
+    "ModelFormatError",
+    "P2PError",
+    "__version__",
+    "backends",
+    "errors",
+    "kernels",
+]
+
+
+def kernels() -> list[str]:
+    """Ids "room/op_algorithm_dtype" of every kernel in this build, whether this CPU can run it or
+    not."""
+    from . import _core
+
+    return list(_core.kernels())

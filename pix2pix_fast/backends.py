@@ -1,0 +1,133 @@
+"""The back-ends: one line each, what is missing and why, and what "auto" means.
+
+A back-end meets the rest at `compile(model, options) -> Executable`; a new one is a function and a
+line in BACKENDS.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from .errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .model import Model
+
+log = logging.getLogger("pix2pix_fast")
+
+
+class Executable(Protocol):
+    """A compiled network: runs (n, h, w, ci) -> (n, h, w, co), from any thread."""
+
+    def run(
+        self,
+        src: np.ndarray,
+        dst: np.ndarray,
+        *,
+        value_range: tuple[float, float] = ...,
+        frame: int = ...,
+    ) -> None: ...
+    def stats(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+
+class Options(NamedTuple):
+    """What the caller of Engine asked for; `isa` forces a room of the CPU's kernels ("" takes the
+    best)."""
+
+    precision: str = "auto"
+    threads: int | None = None
+    norm: str = "image"
+    dropout: int | None = None
+    size: tuple[int, int] = (256, 256)
+    isa: str = ""
+
+
+class Backend(NamedTuple):
+    """`missing` gives "" where the back-end can run, else one sentence that says what it lacks."""
+
+    name: str
+    missing: Callable[[], str]
+    compile: Callable[[Model, Options], Executable]
+
+
+def _cpu_missing() -> str:
+    try:
+        from . import _core  # noqa: F401
+    except ImportError as error:
+        return f"the C++ core does not load ({error}); build it with `pip install .`"
+    return ""
+
+
+def _cpu_compile(model: Model, options: Options) -> Executable:
+    from . import _core
+
+    if options.precision == "f16":
+        raise BackendUnavailable(
+            "precision='f16' is for GPUs; the cpu back-end computes in 'f32' or 'bf16'"
+        )
+    executable: Executable = _core.Engine(
+        model.layers(options.norm),
+        model.core_tensors(options.norm),
+        precision="f32" if options.precision == "auto" else options.precision,
+        threads=options.threads or 0,
+        isa=options.isa,
+        dropout_seed=options.dropout,
+        size=options.size,
+    )
+    return executable
+
+
+def _never(model: Model, options: Options) -> Executable:
+    raise AssertionError("a back-end that is missing cannot compile")
+
+
+# Best first: "auto" takes the first one that is not missing.
+BACKENDS = (
+    Backend(
+        "cuda",
+        lambda: "this version of pix2pix_fast has no CUDA kernels; use backend='cpu'",
+        _never,
+    ),
+    Backend(
+        "tensorrt",
+        lambda: "this version of pix2pix_fast does not build TensorRT engines; use backend='cpu'",
+        _never,
+    ),
+    Backend("cpu", _cpu_missing, _cpu_compile),
+)
+
+
+def choose(name: str) -> Backend:
+    """The back-end called `name`, or the best one that can run for "auto" (and then log which).
+
+    Errors: ValueError for a name that does not exist; BackendUnavailable, with the reason, for one
+    that cannot run here.
+    """
+    if name == "auto":
+        reasons = []
+        for backend in BACKENDS:
+            reason = backend.missing()
+            if not reason:
+                log.info("backend 'auto' is %r", backend.name)
+                return backend
+            reasons.append(f"{backend.name}: {reason}")
+        raise BackendUnavailable("no back-end can run: " + "; ".join(reasons))
+    for backend in BACKENDS:
+        if backend.name == name:
+            reason = backend.missing()
+            if reason:
+                raise BackendUnavailable(f"backend {name!r} cannot run: {reason}")
+            return backend
+    names = ["auto", *(backend.name for backend in BACKENDS)]
+    raise ValueError(f"backend: expected one of {names}, got {name!r}")
+
+
+def available() -> dict[str, str]:
+    """Every back-end by name, with "" if it can run here and else the sentence that says why
+    not."""
+    return {backend.name: backend.missing() for backend in BACKENDS}

@@ -1,0 +1,546 @@
+"""Engine: a model made ready once, then pictures in and pictures out, from any thread.
+
+The pictures' border is images.py, the computing is a back-end's Executable (backends.py). What is
+decided here: which pictures share one call of the core, how far a stream reads ahead, and when the
+engine may close. No Python lock guards any of it: a lock held by another thread at the moment of a
+fork would never open again in the child, and one taken while Ctrl-C arrives might stay taken.
+Single dict and deque operations are atomic and suffice. See docs/decisions/003-engine.md.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
+
+import numpy as np
+
+from . import backends, images
+from .errors import ForkError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from PIL import Image
+
+    from .model import Model
+
+T = TypeVar("T")
+Path = str | os.PathLike[str] | bytes
+Range = tuple[float, float]
+
+STREAM_LOOK_AHEAD = 4  # pictures of a stream that exist at once, finished ones included
+# Pictures of a list that share one call of the core, as long as they are small: large ones have
+# work enough for every thread alone.
+GROUP_PICTURES = 4
+GROUP_PIXELS = 1 << 20
+
+
+class Engine:
+    """A pix2pix generator, packed and warmed up, that translates pictures.
+
+    model: path of a model file (ours, or any checkpoint that `checkpoints.read` knows, torch's .pth
+        included), or a Model.
+    backend: "cpu", "cuda", "tensorrt", or "auto" for the best one that runs here (logged by the
+        logger "pix2pix_fast").
+    precision: "f32", "bf16" or "f16" arithmetic; "auto" is "f32" on a CPU. A lower one only when
+        asked for.
+    threads: CPU threads per call, 1 to 1024; None takes the CPUs this process may use.
+    norm: "image" normalises by each picture's own statistics, as the method's test program does;
+        "running" folds the stored statistics into the weights.
+    dropout: None is off; an int from 0 to 2**64 - 1 turns it on, seeded, at the places that the
+        model names.
+    size: (height, width) that the first calls will have: memory is laid out and warmed up for it
+        now. Any size works later.
+
+    Errors: ModelFormatError for a file that is no sound model; OSError for one that cannot be read;
+    BackendUnavailable when the back-end, precision or instruction set asked for cannot run here;
+    ValueError and TypeError for wrong arguments.
+
+    >>> from pix2pix_fast import Engine                                   # doctest: +SKIP
+    >>> with Engine("edges2shoes.safetensors") as engine:                 # doctest: +SKIP
+    ...     engine.translate("drawing.png").save("shoe.png")
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Model,
+        *,
+        backend: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto",
+        precision: Literal["auto", "f32", "bf16", "f16"] = "auto",
+        threads: int | None = None,
+        norm: Literal["image", "running"] = "image",
+        dropout: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        _one_of("precision", precision, ("auto", "f32", "bf16", "f16"))
+        _one_of("norm", norm, ("image", "running"))
+        _whole("threads", threads, 1, 1024)
+        _whole("dropout", dropout, 0, 2**64 - 1)
+        chosen = backends.choose(backend)
+        source = _model_of(model)
+        architecture = source.architecture
+        self._ci, self._co = architecture.in_channels, architecture.out_channels
+        self._multiple = 2**architecture.depth
+        height, width = self._size = _size_of(size, source)
+        self._check_size(height, width, "size")
+        options = backends.Options(precision, threads, norm, dropout, self._size)
+        self._core = chosen.compile(source, options)
+        self._closed = False
+        self._calls: dict[tuple[int, int], None] = {}  # (process, thread) of every call in flight
+        self._ms: deque[float] = deque(maxlen=1000)  # per picture, newest last
+        core = self._core.stats()
+        self._calls_before = int(core["calls"])  # the warm-up's
+        self._info = {
+            "name": str(source.card.get("name", "")),
+            "direction": str(source.card.get("direction", "")),
+            "size": self._size,
+            "in_channels": self._ci,
+            "out_channels": self._co,
+            "depth": architecture.depth,
+            "ngf": architecture.ngf,
+            "norm": norm,
+            "dropout": dropout,
+            "digest": source.digest,
+            "backend": chosen.name,
+            "precision": core["precision"],
+            "isa": core["isa"],
+            "threads": core["threads"],
+        }
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What runs, and how: name, direction, size, channels, norm, dropout, digest, backend,
+        precision, isa, threads."""
+        return dict(self._info)
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Counters: calls, p50_ms and p95_ms per picture over the last 1000 calls (nan before the
+        first), workspace_bytes."""
+        core = self._core.stats()
+        recent = np.array(self._ms)
+        p50, p95 = np.percentile(recent, (50, 95)) if recent.size else (math.nan, math.nan)
+        calls = int(core["calls"]) - self._calls_before
+        return {**core, "calls": calls, "p50_ms": float(p50), "p95_ms": float(p95)}
+
+    @overload
+    def translate(  # type: ignore[overload-overlap]  # a path cannot hold pixels: the one kind that does not come back
+        self,
+        image: Path,
+        *,
+        out: None = None,
+        value_range: Range = (0.0, 1.0),
+        layout: images.Layout | None = None,
+    ) -> Image.Image: ...
+    @overload
+    def translate(  # type: ignore[overload-overlap]
+        self,
+        image: list[Path],
+        *,
+        out: None = None,
+        value_range: Range = (0.0, 1.0),
+        layout: images.Layout | None = None,
+    ) -> list[Image.Image]: ...
+    @overload
+    def translate(
+        self,
+        image: T,
+        *,
+        out: None = None,
+        value_range: Range = (0.0, 1.0),
+        layout: images.Layout | None = None,
+    ) -> T: ...
+    @overload
+    def translate(
+        self,
+        image: Any,
+        *,
+        out: T,
+        value_range: Range = (0.0, 1.0),
+        layout: images.Layout | None = None,
+    ) -> T: ...
+    def translate(
+        self,
+        image: Any,
+        *,
+        out: Any = None,
+        value_range: Range = (0.0, 1.0),
+        layout: images.Layout | None = None,
+    ) -> Any:
+        """Translate one picture, one 4-D batch, or a list of pictures; the same kind, dtype and
+        height x width come back.
+
+        image: path or bytes of a PNG, JPEG, WebP, BMP, TIFF or PPM file (-> PIL); PIL image; array
+            (H, W), (H, W, C) or (N, H, W, C), of NumPy or anything that speaks DLPack, the array
+            interface or the buffer protocol (-> NumPy); torch tensor (H, W), (C, H, W) or (N, C, H,
+            W) on the CPU (-> torch); or a list or tuple of such. uint8 0..255, uint16 0..65535,
+            float16/32/64 over value_range. RGB; alpha is dropped; EXIF turns are applied. Any
+            strides; read only; any H, W >= 1 up to 64 megapixels. Every picture has its own
+            statistics.
+        out: array or tensor of the result's shape to write into, returned; its dtype decides the
+            range of the result. A list of them for a list.
+        value_range: (black, white) of floating-point pixels, in and out.
+        layout: "HWC" or "CHW" for arrays and tensors; None takes the kind's own, or the other order
+            if only that one fits.
+
+        Errors: TypeError and ValueError name the argument, what was expected and what came; OSError
+        for unreadable paths.
+        """
+        value_range = _range(value_range)
+        self._enter()
+        try:
+            if isinstance(image, (list, tuple)):
+                return self._translate_list(image, out, value_range, layout)
+            picture = images.take(image, self._ci, layout)
+            return self._translate_group([(picture, self._room(picture, out))], value_range, 0)[0]
+        finally:
+            self._leave()
+
+    @overload
+    def stream(  # type: ignore[overload-overlap]
+        self,
+        frames: Iterable[Path],
+        *,
+        value_range: Range = (0.0, 1.0),
+        layout: images.Layout | None = None,
+    ) -> Iterator[Image.Image]: ...
+    @overload
+    def stream(
+        self,
+        frames: Iterable[T],
+        *,
+        value_range: Range = (0.0, 1.0),
+        layout: images.Layout | None = None,
+    ) -> Iterator[T]: ...
+    def stream(
+        self,
+        frames: Iterable[Any],
+        *,
+        value_range: Range = (0.0, 1.0),
+        layout: images.Layout | None = None,
+    ) -> Iterator[Any]:
+        """Translate pictures as they come: lazy, in order, each as `translate` would.
+
+        frames: iterable of pictures. It is read in the thread that asks for results, while a
+            picture is being translated in another, at most 4 pictures ahead; its pictures may reuse
+            one buffer. Dropout advances by frame index.
+
+        Closing the generator stops the work. Errors come in their frame's turn and name its index;
+        the stream ends there.
+        """
+        value_range = _range(value_range)
+        if isinstance(frames, (str, bytes, bytearray, os.PathLike)) or not hasattr(
+            frames, "__iter__"
+        ):
+            raise TypeError(
+                f"frames: expected an iterable of pictures, got {type(frames).__name__}; "
+                "translate() takes one picture"
+            )
+        if getattr(frames, "ndim", 4) < 4:
+            raise TypeError(
+                f"frames: expected an iterable of pictures, got an array of {frames.ndim} axes; "
+                "translate() takes one picture"
+            )  # type: ignore[attr-defined]
+        if self._closed:
+            raise ValueError("this Engine is closed")
+        return self._stream(iter(frames), value_range, layout)
+
+    def close(self) -> None:
+        """Wait for the calls in flight in other threads, then give the memory back. Calling it
+        again does nothing."""
+        self._closed = True
+        me = (os.getpid(), threading.get_ident())
+        while any(call[0] == me[0] and call != me for call in tuple(self._calls)):
+            time.sleep(0.001)  # a poll, as waiting on a lock is what forks and signals break
+        if (
+            me not in self._calls
+        ):  # else a signal handler runs inside our own call, which closes when it leaves
+            self._core.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an Engine cannot be pickled or copied: open one from the model file in each process; "
+            "threads may share one"
+        )
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{key}={self._info[key]!r}"
+            for key in ("name", "backend", "precision", "isa", "threads", "norm")
+        )
+        return f"<Engine {shown}{', closed' if self._closed else ''}>"
+
+    # One call
+
+    def _enter(self) -> None:
+        me = (os.getpid(), threading.get_ident())
+        self._calls[me] = None  # first the mark, then the look: close() does it the other way round
+        if self._closed:
+            self._leave()
+            raise ValueError("this Engine is closed")
+
+    def _leave(self) -> None:
+        pid = os.getpid()
+        self._calls.pop((pid, threading.get_ident()), None)
+        if self._closed and not any(call[0] == pid for call in tuple(self._calls)):
+            self._core.close()
+
+    def _check_size(self, h: int, w: int, what: str = "image") -> None:
+        """The padded picture is what costs memory, so it must obey the cap too."""
+        images.check_size(h, w, what)
+        padded = [-(-length // self._multiple) * self._multiple for length in (h, w)]
+        images.check_size(padded[0], padded[1], f"{what} padded to multiples of {self._multiple}")
+
+    def _room(self, picture: images.Picture, out: Any) -> images.Room:
+        self._check_size(*picture.pixels.shape[1:3])
+        return picture.room(self._co, out)
+
+    def _translate_group(
+        self, group: list[tuple[images.Picture, images.Room]], value_range: Range, frame: int
+    ) -> list[Any]:
+        """Run pictures of one size and dtype in one call of the core, the first as `frame`."""
+        if len(group) == 1:
+            picture, room = group[0]
+            if picture.reads(room.pixels):
+                picture = picture.snapshot()
+            self._run(picture.pixels, room.pixels, value_range, frame)
+            return [room.finish()]
+        src = np.concatenate([picture.pixels for picture, _ in group])  # (n, h, w, ci)
+        dst = np.empty((*src.shape[:3], self._co), group[0][1].pixels.dtype)
+        self._run(src, dst, value_range, frame)
+        start = 0
+        for picture, room in group:
+            stop = start + len(picture.pixels)
+            room.pixels[...] = dst[start:stop]
+            start = stop
+        return [room.finish() for _, room in group]
+
+    def _translate_list(
+        self,
+        items: list[Any] | tuple[Any, ...],
+        out: Any,
+        value_range: Range,
+        layout: images.Layout | None,
+    ) -> Any:
+        outs = [None] * len(items) if out is None else out
+        if not isinstance(outs, (list, tuple)) or len(outs) != len(items):
+            raise ValueError(
+                f"out: expected a list of {len(items)} arrays for a list of {len(items)} pictures, "
+                f"got {_brief(out)}"
+            )
+        results: list[Any] = []
+        group: list[tuple[images.Picture, images.Room]] = []
+        frame = 0
+        for index, (item, target) in enumerate(zip(items, outs, strict=True)):
+            try:
+                picture = images.take(item, self._ci, layout)
+                room = self._room(picture, target)
+            except Exception as error:
+                raise _named(error, f"image[{index}]") from error
+            if group and not _may_join(group, picture, room):
+                results += self._translate_group(group, value_range, frame)
+                frame += sum(len(member.pixels) for member, _ in group)
+                group = []
+            group.append((picture, room))
+        if group:
+            results += self._translate_group(group, value_range, frame)
+        return tuple(results) if isinstance(items, tuple) else results
+
+    def _run(self, src: np.ndarray, dst: np.ndarray, value_range: Range, frame: int) -> None:
+        """src (n, h, w, ci) -> dst (n, h, w, co)."""
+        if not len(src):
+            return
+        start = time.perf_counter()
+        self._core.run(src, dst, value_range=value_range, frame=frame)
+        self._ms.append((time.perf_counter() - start) * 1e3 / len(src))
+
+    # Streams
+
+    def _stream(
+        self, source: Iterator[Any], value_range: Range, layout: images.Layout | None
+    ) -> Iterator[Any]:
+        """Read ahead in the caller's thread while one worker translates: its decoding and saving
+        overlap with our computing."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        pid = os.getpid()
+        worker = ThreadPoolExecutor(1, "pix2pix_fast.stream")
+        pending: deque[Future[Any]] = deque()
+        index = frame = 0
+        more = True
+        try:
+            while True:
+                if os.getpid() != pid:
+                    raise ForkError(
+                        "a stream belongs to the process that opened it; "
+                        "call stream() again in the forked child"
+                    )
+                # A finished picture goes out at once, however slow the source's next one is.
+                while (
+                    more
+                    and len(pending) < STREAM_LOOK_AHEAD
+                    and not (pending and pending[0].done())
+                ):
+                    try:
+                        item = next(source)
+                    except StopIteration:
+                        more = False
+                        break
+                    except (
+                        Exception
+                    ) as error:  # the source's own: delivered after the frames that came before it
+                        pending.append(_failed(error))
+                        more = False
+                        break
+                    try:
+                        picture = images.take(item, self._ci, layout).snapshot()
+                        room = self._room(picture, None)
+                    except Exception as error:
+                        pending.append(_failed(_named(error, f"frame {index}")))
+                        more = False
+                        break
+                    pending.append(
+                        worker.submit(self._frame, picture, room, value_range, index, frame)
+                    )
+                    index += 1
+                    frame += len(picture.pixels)
+                if not pending:
+                    return
+                yield pending.popleft().result()
+        finally:
+            if os.getpid() == pid:
+                worker.shutdown(wait=False, cancel_futures=True)
+
+    def _frame(
+        self, picture: images.Picture, room: images.Room, value_range: Range, index: int, frame: int
+    ) -> Any:
+        try:
+            self._enter()
+            try:
+                return self._translate_group([(picture, room)], value_range, frame)[0]
+            finally:
+                self._leave()
+        except Exception as error:
+            raise _named(error, f"frame {index}") from error
+
+
+def _failed(error: Exception) -> Future[Any]:
+    from concurrent.futures import Future
+
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
+
+
+def _named(error: Exception, place: str) -> Exception:
+    """The same kind of error, its message led by `place`: "frame 3" or "image[3]"."""
+    try:
+        if isinstance(error, OSError) and error.errno is not None:
+            return type(error)(error.errno, f"{place}: {error.strerror}", error.filename)
+        return type(error)(f"{place}: {str(error).removeprefix('image: ')}")
+    except Exception:  # a class of somebody else's with a constructor of its own
+        return RuntimeError(f"{place}: {error!r}")
+
+
+def _may_join(
+    group: list[tuple[images.Picture, images.Room]], picture: images.Picture, room: images.Room
+) -> bool:
+    """Whether a picture may share the group's call: the same size and dtypes, small, and not yet
+    too many."""
+    first, first_room = group[0]
+    count = sum(len(member.pixels) for member, _ in group) + len(picture.pixels)
+    _, h, w, _ = picture.pixels.shape
+    return (
+        picture.pixels.shape[1:] == first.pixels.shape[1:]
+        and picture.pixels.dtype == first.pixels.dtype
+        and room.pixels.dtype == first_room.pixels.dtype
+        and count <= GROUP_PICTURES
+        and count * h * w <= GROUP_PIXELS
+    )
+
+
+# Arguments
+
+
+def _model_of(model: Any) -> Model:
+    """The one place where what the caller passed becomes a Model."""
+    from .model import Model
+
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, (str, os.PathLike)):
+        from . import checkpoints
+
+        images.refuse_url("model", os.fsdecode(model))
+        return checkpoints.read(model)
+    raise TypeError(
+        f"model: expected the path of a model file or a Model, got {type(model).__name__}"
+    )
+
+
+def _size_of(size: Any, model: Model) -> tuple[int, int]:
+    """The caller's (height, width), else the model card's, else 256 x 256."""
+    if size is None:
+        size = model.card.get("size", (256, 256))
+        size = (size, size) if isinstance(size, int) else size
+    if (
+        not isinstance(size, (tuple, list))
+        or len(size) != 2
+        or not all(isinstance(length, int) for length in size)
+    ):
+        raise TypeError(f"size: expected (height, width) as two ints, got {size!r}")
+    return int(size[0]), int(size[1])
+
+
+def _one_of(argument: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"{argument}: expected one of {', '.join(map(repr, allowed))}, got {value!r}"
+        )
+
+
+def _whole(argument: str, value: Any, low: int, high: int) -> None:
+    """None, or an int from low to high."""
+    if value is None:
+        return
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise TypeError(f"{argument}: expected None or an int, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{argument}: expected {low} to {high}, got {value}")
+
+
+def _range(value_range: Any) -> Range:
+    try:
+        low, high = map(float, value_range)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"value_range: expected two numbers (black, white), got {value_range!r}"
+        ) from None
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"value_range: expected finite black < white, got {value_range!r}")
+    return low, high
+
+
+def _brief(value: Any) -> str:
+    return (
+        f"a {type(value).__name__} of {len(value)}"
+        if isinstance(value, (list, tuple))
+        else type(value).__name__
+    )
