@@ -176,7 +176,7 @@ class UNet(nn.Module):
                 f"dropout names layers that do not exist: {', '.join(sorted(unknown))}"
             )
         if biases is None:
-            biases = "all" if norm in ("instance", "none") else "last"
+            biases = "all" if norm == "instance" else "last"  # junyanz's rule
         if biases == "last":
             biases = {f"d{depth}"}
         elif biases == "all":
@@ -348,7 +348,7 @@ class ResNet(nn.Module):
             blocks,
         )
         self.tanh = tanh
-        bias = norm in ("instance", "none")
+        bias = norm == "instance"
 
         def layer(conv: nn.Module, co: int) -> nn.Sequential:
             return nn.Sequential(conv, make_norm(norm, co, eps))
@@ -403,7 +403,7 @@ class PatchGAN(nn.Module):
         if not 0 <= n <= 6:
             raise ValueError(f"n is 0 to 6, got {n}")
         self.in_channels, self.n, self.ndf = in_channels, n, ndf
-        bias = norm in ("instance", "none")
+        bias = norm == "instance"
         width = [in_channels] + [ndf * min(2**k, 8) for k in range(max(n, 1) + 1)]
         self.layers = nn.ModuleList()
         # n 3, ndf 64, 256x256: (64, 128, 128), (128, 64, 64), (256, 32, 32), (512, 31, 31), (1, 30, 30)

@@ -53,12 +53,19 @@ def grid(rows: Rows) -> np.ndarray:
 
 
 class Report:
-    """One per run and process; a quiet one (other ranks, tests) shows and writes nothing but the log."""
+    """One per run and process. quiet: no bar, no TensorBoard. mute: nothing at all (other ranks)."""
 
     def __init__(
-        self, run: Path, values: dict[str, Any], per_epoch: int, epochs: int, *, quiet: bool = False
+        self,
+        run: Path,
+        values: dict[str, Any],
+        per_epoch: int,
+        epochs: int,
+        *,
+        quiet: bool = False,
+        mute: bool = False,
     ) -> None:
-        self.run, self.values, self.quiet = run, values, quiet
+        self.run, self.values, self.quiet, self.mute = run, values, quiet or mute, mute
         self.per_epoch, self.total = per_epoch, per_epoch * epochs
         self.sums: dict[str, float] = {}
         self.counted, self.since = 0, time.monotonic()
@@ -104,7 +111,7 @@ class Report:
 
     def event(self, event: str, **fields: Any) -> None:
         """One line of log.jsonl; a full disk costs the line, not the run."""
-        if self.quiet and event not in ("start", "evaluate", "stopped", "interrupted", "end"):
+        if self.mute:
             return
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields})
         try:
@@ -146,7 +153,7 @@ class Report:
     def samples(self, epoch: int, rows: Rows) -> None:
         """Writes the grid and the gallery; a full disk costs the pictures, not the run."""
         self.since = time.monotonic()
-        if self.quiet or not rows:
+        if self.mute or not rows:
             return
         pixels = grid(rows)
         if self.board:

@@ -37,6 +37,13 @@ Batch = tuple[Tensor, Tensor]  # input (n, ci, h, w), target (n, co, h, w) in [-
 AUTOCAST = {"f32": None, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
+# What a resumed run may change without becoming another run.
+CHANGEABLE = {
+    *("epochs", "decay_epochs", "workers", "compile"),
+    *("log_every", "sample_every", "evaluate_every", "evaluate_count"),
+}
+
+
 class TrainingStopped(RuntimeError):
     """A loss stopped being finite; the message names the step and its pairs."""
 
@@ -120,7 +127,7 @@ class Trainer:
 
         def add(parts: dict[str, Tensor]) -> None:
             for name, value in parts.items():
-                total[name] = total.get(name, 0.0) + value.detach().float() * share
+                total[name] = total.get(name, 0.0) + value.detach() * share
 
         fakes = []
         for x, _ in batches:
@@ -203,8 +210,8 @@ def train(
 ) -> Trainer:
     """Trains `values` (of recipes.load) on the folder `data` into the folder `run`.
 
-    resume: continue run/last.pt with the values stored there. max_steps: stop (and save) after so many
-    steps in all. Returns the trainer. Raises DataError, StateError, TrainingStopped, KeyboardInterrupt
+    resume: continue run/last.pt; `values` may differ from the stored ones in CHANGEABLE only.
+    max_steps: stop (and save) after so many steps in all. Returns the trainer. Raises DataError, StateError, TrainingStopped, KeyboardInterrupt
     (after saving).
     """
     run = Path(run)
@@ -213,7 +220,7 @@ def train(
     saved = None
     if resume:
         saved = state.load(last, "cpu")
-        values = saved["values"]
+        refuse_changes(saved["values"], values)
     elif last.exists():
         raise state.StateError(f"{last} exists: --resume continues it, another folder starts anew")
     pairs = Pairs(data, "train", values)
@@ -231,20 +238,18 @@ def train(
         if saved["data_digest"] != digest:
             raise state.StateError(f"{data} is not the data that {run} was trained on")
     run.mkdir(parents=True, exist_ok=True)
-    report = Report(run, values, per_epoch, epochs, quiet=quiet or distributed.rank() > 0)
-    report.event(
-        "start",
-        command=sys.argv,
-        values=values,
-        pairs=len(pairs),
-        held_out=len(held) if held else 0,
-        data_digest=digest,
-        versions={"python": platform.python_version(), "torch": torch.__version__},
-        threads=torch.get_num_threads(),
-        device=str(device),
-        processes=world,
-        resumed_at=trainer.step_count,
-    )
+    report = Report(run, values, per_epoch, epochs, quiet=quiet, mute=distributed.rank() > 0)
+    origin = {
+        "command": sys.argv,
+        "pairs": len(pairs),
+        "data_digest": digest,
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "processes": world,
+    }
+    history.setdefault("origin", origin)  # the first start is the one that the card tells
+    report.event("start", values=values, resumed_at=trainer.step_count, **origin)
     started = time.monotonic() - history["seconds"]
 
     def save(path: Path) -> None:
@@ -268,32 +273,38 @@ def train(
             )
             loader = DataLoader(pairs, batch_sampler=batches, num_workers=values["workers"])
             source = iter(loader)
+            stop = False
             while trainer.step_count < (epoch + 1) * per_epoch:
-                if interrupted() or (max_steps and trainer.step_count >= max_steps):
+                stop = distributed.any_true(interrupted())
+                if stop or (max_steps and trainer.step_count >= max_steps):
                     break
                 try:
                     micro = [next(source) for _ in range(values["accumulate"])]
+                except Exception:
+                    if world == 1:  # a bad file found late: nothing learnt is lost
+                        save(last)
+                    raise
+                try:
                     losses = trainer.step([(x, t) for x, t, _ in micro])
                 except TrainingStopped as error:
                     names = [pairs.name(int(i)) for _, _, index in micro for i in index]
-                    message = (
-                        f"step {trainer.step_count} of epoch {epoch}, {', '.join(names)}: {error}"
-                    )
-                    report.event("stopped", message=message)
-                    raise TrainingStopped(f"{message}. {last} holds the last good state") from None
-                except Exception:
-                    save(last)  # a bad file found late: nothing learnt is lost
-                    raise
+                    where = f"step {trainer.step_count}, epoch {epoch}, {', '.join(names)}"
+                    report.event("stopped", message=f"{where}: {error}")
+                    raise TrainingStopped(
+                        f"{where}: {error}. The last good state is in {last}"
+                        if last.exists()
+                        else f"{where}: {error}"
+                    ) from None
                 report.step(trainer.step_count, epoch, losses, rate)
-            if distributed.any_true(interrupted()):
-                save(last)
-                report.event("interrupted", step=trainer.step_count)
-                raise KeyboardInterrupt
             if trainer.step_count < (epoch + 1) * per_epoch:
                 save(last)
+                if stop:
+                    report.event("interrupted", step=trainer.step_count)
+                    raise KeyboardInterrupt
                 break
             epoch += 1
             final = epoch == epochs
+            improved = False
             if held and distributed.rank() == 0:
                 if epoch % values["sample_every"] == 0 or final:
                     report.samples(epoch, sample(trainer, held))
@@ -301,13 +312,10 @@ def train(
                     metrics = evaluate(trainer, held, values["evaluate_count"])
                     history["metrics"] = {"epoch": epoch, "split": held_out, **metrics}
                     report.event("evaluate", **history["metrics"])
-                    if metrics["l1"] < history["best_l1"]:
-                        history["best_l1"] = metrics["l1"]
-                        save_best = True
-                    else:
-                        save_best = False
-                    if save_best and world == 1:
-                        save(best)
+                    improved = metrics["l1"] < history["best_l1"]
+                    history["best_l1"] = min(metrics["l1"], history["best_l1"])
+            if distributed.any_true(improved):
+                save(best)
             save(last)
             report.event("epoch", epoch=epoch, step=trainer.step_count, seconds=history["seconds"])
         report.event("end", step=trainer.step_count, seconds=history["seconds"])
@@ -335,14 +343,28 @@ def evaluate(trainer: Trainer, held: Pairs, count: int) -> dict[str, float]:
     return pixel_metrics(outputs())
 
 
+def refuse_changes(stored: dict[str, Any], values: dict[str, Any]) -> None:
+    """StateError when a resumed run would be another one than the stored."""
+    changed = [
+        f"{name} {stored.get(name)!r} -> {value!r}"
+        for name, value in values.items()
+        if name not in CHANGEABLE and stored.get(name) != value
+    ]
+    if changed:
+        raise state.StateError(f"not the run that was saved: {', '.join(changed)}")
+
+
 @contextlib.contextmanager
 def interruptions() -> Iterator[Any]:
-    """Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once."""
+    """Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once.
+
+    torchrun forwards a Ctrl-C as SIGTERM to processes that have seen it already: one request.
+    """
     asked = False
 
     def handler(number: int, frame: Any) -> None:
         nonlocal asked
-        if asked:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked = True
 
