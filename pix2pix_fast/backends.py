@@ -63,7 +63,7 @@ def _cpu_missing() -> str:
     return ""
 
 
-def _cpu_compile(model: Model, options: Options) -> Executable:
+def compile_cpu(model: Model, options: Options) -> Executable:
     from . import _core
 
     if options.precision == "f16":
@@ -98,7 +98,7 @@ BACKENDS = (
         lambda: "this version of pix2pix_fast does not build TensorRT engines; use backend='cpu'",
         _never,
     ),
-    Backend("cpu", _cpu_missing, _cpu_compile),
+    Backend("cpu", _cpu_missing, compile_cpu),
 )
 
 

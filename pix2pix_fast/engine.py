@@ -121,16 +121,16 @@ class Engine:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Counters: calls, p50_ms and p95_ms per picture over the last 1000 calls (nan before the
-        first), workspace_bytes."""
+        """Counters: calls, p50_ms and p95_ms per picture over the last 1000 calls (None before
+        the first), workspace_bytes."""
         core = self._core.stats()
         recent = np.array(self._ms)
-        p50, p95 = np.percentile(recent, (50, 95)) if recent.size else (math.nan, math.nan)
+        p50, p95 = np.percentile(recent, (50, 95)).tolist() if recent.size else (None, None)
         calls = int(core["calls"]) - self._calls_before
-        return {**core, "calls": calls, "p50_ms": float(p50), "p95_ms": float(p95)}
+        return {**core, "calls": calls, "p50_ms": p50, "p95_ms": p95}
 
     @overload
-    def translate(  # type: ignore[overload-overlap]  # a path cannot hold pixels: the one kind that does not come back
+    def translate(
         self,
         image: Path,
         *,
@@ -139,7 +139,7 @@ class Engine:
         layout: images.Layout | None = None,
     ) -> Image.Image: ...
     @overload
-    def translate(  # type: ignore[overload-overlap]
+    def translate(
         self,
         image: list[Path],
         *,
@@ -203,7 +203,7 @@ class Engine:
             self._leave()
 
     @overload
-    def stream(  # type: ignore[overload-overlap]
+    def stream(
         self,
         frames: Iterable[Path],
         *,
@@ -242,11 +242,12 @@ class Engine:
                 f"frames: expected an iterable of pictures, got {type(frames).__name__}; "
                 "translate() takes one picture"
             )
-        if getattr(frames, "ndim", 4) < 4:
+        axes = getattr(frames, "ndim", 4)  # a 4-D array is an iterable of pictures
+        if axes < 4:
             raise TypeError(
-                f"frames: expected an iterable of pictures, got an array of {frames.ndim} axes; "
+                f"frames: expected an iterable of pictures, got an array of {axes} axes; "
                 "translate() takes one picture"
-            )  # type: ignore[attr-defined]
+            )
         if self._closed:
             raise ValueError("this Engine is closed")
         return self._stream(iter(frames), value_range, layout)

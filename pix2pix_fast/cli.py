@@ -1,0 +1,581 @@
+"""pix2pix-fast: the same engine from a shell.
+
+Results go to stdout, progress and errors to stderr, one line per error; --debug shows the traceback
+instead. Exit codes: 0 fine, 1 something failed, 2 wrong usage, 130 interrupted. click and rich live
+here only, and everything else is imported by the verb that needs it, so that --help stays quick.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from PIL import Image
+
+    from .engine import Engine
+
+_SAVE = {  # suffix -> Pillow's format and its values
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95}),
+    ".jpeg": ("JPEG", {"quality": 95}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".bmp": ("BMP", {}),
+    ".tif": ("TIFF", {}),
+    ".tiff": ("TIFF", {}),
+    ".ppm": ("PPM", {}),
+    ".pgm": ("PPM", {}),
+}
+
+
+class _Verb(click.Command):
+    """A verb whose failures are one line on stderr, unless --debug asks for the traceback."""
+
+    def __init__(self, *args: Any, **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        debug = click.Option(
+            ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            callback=lambda context, _, value: context.meta.update(debug=value),
+            help="Show the traceback of an error.",
+        )
+        self.params.append(debug)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.meta["debug"]:
+                raise
+            raise click.ClickException(_reason(error)) from error
+
+
+class _Verbs(click.Group):
+    command_class = _Verb
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        extra["standalone_mode"] = False  # click would print usage errors in four lines
+        try:
+            code = super().main(*args, **extra)
+        except click.ClickException as error:
+            _complain(error.format_message())
+            code = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            _complain("interrupted")
+            code = 130
+        sys.exit(code or 0)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(version)s")
+def main() -> None:
+    """Translate pictures with pix2pix models, fast, on this machine."""
+
+
+def _model_argument(verb: Callable[..., Any]) -> Callable[..., Any]:
+    return click.argument("model", type=click.Path(exists=True))(verb)
+
+
+def _engine_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that every verb hands to Engine as they are."""
+    for option in (
+        click.option("--dropout", type=click.IntRange(0, 2**64 - 1), help="Seed; turns it on."),
+        click.option("--norm", type=click.Choice(["image", "running"]), default="image"),
+        click.option(
+            "--precision", type=click.Choice(["auto", "f32", "bf16", "f16"]), default="auto"
+        ),
+        click.option(
+            "--backend", type=click.Choice(["auto", "cpu", "cuda", "tensorrt"]), default="auto"
+        ),
+        click.option("--threads", type=click.IntRange(1, 1024), help="Default: all of this CPU."),
+    ):
+        verb = option(verb)
+    return verb
+
+
+# translate
+
+
+class _Item(NamedTuple):
+    source: str  # a path, or "-" for stdin
+    place: Path  # where it belongs below an output folder
+
+
+@main.command()
+@_model_argument
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("-o", "--out", metavar="OUT", help="Picture file, folder, or - for stdout.")
+@_engine_options
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per picture on stdout.")
+@click.option("--stats", is_flag=True, help="Counters and times at the end.")
+def translate(
+    model: str,
+    sources: tuple[str, ...],
+    out: str | None,
+    overwrite: bool,
+    as_json: bool,
+    stats: bool,
+    **options: Any,
+) -> int:
+    """Translate pictures.
+
+    SOURCE is a picture file, a folder (its tree is mirrored below OUT), a pattern, a .txt file that
+    names one picture per line, or - for stdin. Results in a folder are PNG; a single OUT file has
+    the format of its suffix. A batch goes on after a bad picture and exits with 1.
+    """
+    from .engine import Engine
+
+    items = [item for source in sources for item in _items(source)]
+    targets = _targets(items, sources, out)
+    with Engine(model, **options) as engine:
+        to_stdout = targets == ["-"]
+        failed = _translate_all(engine, items, targets, overwrite, as_json, to_stdout)
+        if stats and as_json:
+            click.echo(json.dumps({"stats": engine.stats}))
+        elif stats:
+            for key, value in engine.stats.items():
+                click.echo(f"{key}: {value}", err=True)
+    if failed and len(items) > 1:
+        _complain(f"{failed} of {len(items)} pictures failed")
+    return 1 if failed else 0
+
+
+def _items(source: str) -> Iterator[_Item]:
+    """What a SOURCE stands for, in a stable order. A file that does not exist is found out later."""
+    from .images import SUFFIXES
+
+    if source == "-":
+        yield _Item("-", Path("stdin"))
+    elif os.path.isdir(source):
+        found = False
+        for folder, folders, names in os.walk(source):
+            folders.sort()
+            for name in sorted(names):
+                if name.lower().endswith(SUFFIXES):
+                    found = True
+                    path = Path(folder, name)
+                    yield _Item(str(path), path.relative_to(source))
+        if not found:
+            raise click.UsageError(f"no pictures ({' '.join(SUFFIXES)}) in {_plain(source)}")
+    elif glob.has_magic(source) and not os.path.exists(source):
+        fixed = Path(source)
+        while glob.has_magic(str(fixed)):
+            fixed = fixed.parent
+        paths = [path for path in sorted(glob.glob(source, recursive=True)) if os.path.isfile(path)]
+        if not paths:
+            raise click.UsageError(f"no file matches {_plain(source)}")
+        for path in map(Path, paths):
+            yield _Item(str(path), path.relative_to(fixed))
+    elif source.lower().endswith(".txt") and os.path.isfile(source):
+        lines = Path(source).read_text("utf-8", "surrogateescape").splitlines()
+        for line in filter(None, map(str.strip, lines)):
+            yield _Item(line, Path(Path(line).name))
+    else:
+        yield _Item(source, Path(Path(source).name))
+
+
+def _targets(items: list[_Item], sources: tuple[str, ...], out: str | None) -> list[str]:
+    """The output path of each item, "-" for stdout."""
+    if out is None and sources == ("-",):
+        out = "-"
+    if out is None:
+        raise click.UsageError("missing -o OUT: a picture file, a folder, or - for stdout")
+    single = len(sources) == 1 and len(items) == 1 and not os.path.isdir(sources[0])
+    if out == "-":
+        if not single:
+            raise click.UsageError("-o - takes exactly one picture")
+        return ["-"]
+    if Path(out).suffix.lower() in _SAVE and not os.path.isdir(out):
+        if not single:
+            raise click.UsageError(
+                f"-o {_plain(out)} is one picture file; several pictures need a folder"
+            )
+        return [out]
+    if os.path.isfile(out):
+        raise click.UsageError(f"-o {_plain(out)} is a file, and no picture file")
+    return [str(Path(out, item.place).with_suffix(".png")) for item in items]
+
+
+def _translate_all(
+    engine: Engine,
+    items: list[_Item],
+    targets: list[str],
+    overwrite: bool,
+    as_json: bool,
+    to_stdout: bool,
+) -> int:
+    """Translate here, where Ctrl-C arrives, and save in a second thread; the count of failures."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    taken: dict[str, str] = {}  # output -> its source
+    pending: list[tuple[_Item, str, dict[str, Any], Future[None]]] = []
+    failed = 0
+    with _progress(len(items)) as (advance, complain), ThreadPoolExecutor(1) as saver:
+
+        def fail(item: _Item, error: Exception) -> None:
+            nonlocal failed
+            failed += 1
+            reason = _reason(error).removeprefix("image: ").removeprefix(f"{item.source}: ")
+            complain(f"{_plain(item.source)}: {reason}")
+            if as_json:
+                click.echo(json.dumps({"source": _plain(item.source), "error": reason}))
+            advance()
+
+        def finish(keep: int) -> None:
+            while len(pending) > keep:
+                item, target, report, future = pending.pop(0)
+                try:
+                    future.result()
+                except Exception as error:
+                    fail(item, error)
+                    continue
+                if as_json:
+                    click.echo(json.dumps(report), err=to_stdout)
+                elif not to_stdout:
+                    click.echo(_plain(target))
+                advance()
+
+        for item, target in zip(items, targets, strict=True):
+            try:
+                _check_target(item.source, target, taken, overwrite)
+                data = click.get_binary_stream("stdin").read() if item.source == "-" else ""
+                start = time.perf_counter()
+                result: Any = engine.translate(data or item.source)
+                ms = (time.perf_counter() - start) * 1e3
+            except Exception as error:
+                finish(0)  # in order
+                fail(item, error)
+                continue
+            report = {
+                "source": _plain(item.source),
+                "output": _plain(target),
+                "width": result.width,
+                "height": result.height,
+                "ms": round(ms, 3),
+            }
+            pending.append((item, target, report, saver.submit(_save, result, target)))
+            finish(3)
+        finish(0)
+    return failed
+
+
+def _check_target(source: str, target: str, taken: dict[str, str], overwrite: bool) -> None:
+    if target == "-":
+        return
+    key = os.path.abspath(target)
+    if key in taken:
+        raise ValueError(
+            f"its result {_plain(target)} is also that of {_plain(taken[key])}; "
+            "give them different folders"
+        )
+    taken[key] = source
+    if os.path.exists(target):
+        if source != "-" and os.path.exists(source) and os.path.samefile(source, target):
+            raise ValueError("its result would replace it; give another -o")
+        if not overwrite:
+            raise FileExistsError(f"{_plain(target)} exists; --overwrite replaces it")
+
+
+def _save(image: Image.Image, target: str) -> None:
+    """Write a picture so that its final name never holds half of it."""
+    if target == "-":
+        image.save(click.get_binary_stream("stdout"), "PNG")
+        return
+    path = Path(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / f".pix2pix-fast-{os.getpid()}-{time.monotonic_ns()}.part"
+    kind, values = _SAVE[path.suffix.lower()]
+    try:
+        with open(part, "xb") as file:
+            image.save(file, kind, **values)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# Models
+
+
+@main.command()
+@click.argument("source", type=click.Path(exists=True))
+@click.argument("target", metavar="OUT.safetensors", type=click.Path(dir_okay=False))
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+def convert(source: str, target: str, overwrite: bool) -> None:
+    """Turn anybody's pix2pix checkpoint into our safetensors file."""
+    from . import checkpoints
+
+    if os.path.exists(target) and not overwrite:
+        raise FileExistsError(f"{_plain(target)} exists; --overwrite replaces it")
+    model = checkpoints.convert(source, target)
+    _show({"output": target, "digest": model.digest, **_facts(model.architecture)}, False)
+
+
+@main.command()
+@click.argument("model", required=False, type=click.Path(exists=True))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def info(model: str | None, as_json: bool) -> None:
+    """Say what MODEL is, without reading its weights; or, without MODEL, what this machine can run."""
+    if model is not None:
+        from .model import describe
+
+        _show(describe(model), as_json)
+        return
+    import platform
+    from importlib.metadata import version
+
+    from . import backends
+
+    facts: dict[str, Any] = {"pix2pix_fast": __version__, "python": platform.python_version()}
+    facts |= {name: version(name) for name in ("numpy", "pillow", "safetensors")}
+    reasons = backends.available()
+    if not reasons["cpu"]:
+        from . import _core
+
+        cpu = _core.cpu()
+        facts |= {"cpu": cpu["name"], "isa": cpu["isa"], "runnable": list(cpu["runnable"])}
+        facts |= {"threads": cpu["cores"]}
+    facts["backends"] = {name: reason or "ready" for name, reason in reasons.items()}
+    _show(facts, as_json)
+
+
+@main.command()
+@_model_argument
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def verify(model: str, as_json: bool) -> int:
+    """Check MODEL: its digest, its values, and that the fastest kernels agree with the plain ones.
+
+    A test picture goes through the readable scalar kernels and through the best ones of this CPU.
+    They agree when no byte differs by more than 1 level and at least 99.9 % of them are equal.
+    """
+    import numpy as np
+
+    from . import _core, backends, checkpoints
+
+    read = checkpoints.read(model)  # refuses a wrong digest, shape or value by name
+    side = 2**read.architecture.depth
+    rng = np.random.default_rng(0)
+    shape = (1, side, side, read.architecture.in_channels)
+    src = rng.integers(0, 256, shape, np.uint8)
+    results = []
+    isas = ["scalar", _core.cpu()["isa"]]
+    for isa in isas:
+        executable = backends.compile_cpu(read, backends.Options(size=(side, side), isa=isa))
+        results.append(np.empty((1, side, side, read.architecture.out_channels), np.uint8))
+        executable.run(src, results[-1])
+        executable.close()
+    difference = np.abs(results[0].astype(int) - results[1])
+    equal = float((difference == 0).mean())
+    good = difference.max() <= 1 and equal >= 0.999
+    facts = {"digest": read.digest, "sound": True, "rooms": isas, "agree": bool(good)}
+    facts |= {"max_level_difference": int(difference.max()), "equal_bytes": round(equal, 6)}
+    _show(facts, as_json)
+    return 0 if good else 1
+
+
+@main.command()
+@_model_argument
+@click.option("--size", default="256x256", metavar="HxW", help="Picture size.", show_default=True)
+@click.option("--threads", default="", metavar="N,...", help="Default: 1 and all of this CPU.")
+@click.option("--precision", default="f32", metavar="P,...", show_default=True)
+@click.option("--seconds", type=click.FloatRange(0, 600), default=3.0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line of the table.")
+def bench(
+    model: str, size: str, threads: str, precision: str, seconds: float, as_json: bool
+) -> None:
+    """Time MODEL on this machine: uint8 picture in, uint8 picture out, one at a time.
+
+    Every combination of threads and precision runs for --seconds, at least 5 times.
+    """
+    import numpy as np
+
+    from . import _core
+    from .engine import Engine
+
+    height, width = _parse(size, "--size", "x", 2)
+    counts = _parse(threads, "--threads", ",") if threads else sorted({1, _core.cpu()["cores"]})
+    if not as_json:
+        click.echo(
+            f"{'precision':>9} {'threads':>7} {'median ms':>9} {'p95 ms':>8} {'fps':>7}  isa"
+        )
+    for name in precision.split(","):
+        for count in counts:
+            options: Any = {"precision": name, "threads": count, "size": (height, width)}
+            with Engine(model, **options) as engine:
+                shape = (height, width, engine.info["in_channels"])
+                image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+                out = engine.translate(image)  # warm; then no call allocates
+                times = []
+                end = time.perf_counter() + seconds
+                while time.perf_counter() < end or len(times) < 5:
+                    start = time.perf_counter()
+                    engine.translate(image, out=out)
+                    times.append((time.perf_counter() - start) * 1e3)
+                p50, p95 = np.percentile(times, (50, 95))
+                row = {"precision": name, "threads": count, "median_ms": round(p50, 3)}
+                row |= {"p95_ms": round(p95, 3), "fps": round(1e3 / p50, 2)}
+                row |= {"isa": engine.info["isa"], "height": height, "width": width}
+                if as_json:
+                    click.echo(json.dumps(row))
+                else:
+                    click.echo(
+                        f"{name:>9} {count:>7} {p50:9.2f} {p95:8.2f} {1e3 / p50:7.1f}  {row['isa']}"
+                    )
+
+
+@main.command()
+@click.option("--model", type=click.Path(), help="Default: the example model in the package.")
+@click.option("--pictures", type=click.Path(file_okay=False), help="Default: the example drawings.")
+@click.option("-o", "--out", default="demo.png", show_default=True, type=click.Path(dir_okay=False))
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@_engine_options
+def demo(
+    model: str | None, pictures: str | None, out: str, overwrite: bool, **options: Any
+) -> None:
+    """Translate the example drawings and put both, side by side, into one PNG."""
+    from importlib.resources import as_file, files
+
+    from . import images
+    from .engine import Engine
+
+    if os.path.exists(out) and not overwrite:
+        raise FileExistsError(f"{_plain(out)} exists; --overwrite replaces it")
+    if Path(out).suffix.lower() not in _SAVE:
+        raise click.UsageError(f"-o {_plain(out)}: expected a picture file such as demo.png")
+    with as_file(files("pix2pix_fast") / "assets") as assets:
+        path = Path(model) if model else assets / "facades_labels2photo.safetensors"
+        folder = Path(pictures) if pictures else assets / "pictures"
+        if not path.exists():
+            raise FileNotFoundError(f"no example model at {_plain(str(path))}; give one by --model")
+        names = [item.source for item in _items(str(folder))]
+        rows = []
+        with Engine(path, **options) as engine:
+            for name in names:
+                drawing = images.open_picture(name).convert("RGB")
+                engine.translate(drawing)  # a new size lays out memory; the second call is timed
+                start = time.perf_counter()
+                photo = engine.translate(drawing)
+                ms = (time.perf_counter() - start) * 1e3
+                rows.append((drawing, photo))
+                size = f"{drawing.height}x{drawing.width}"
+                click.echo(f"{_plain(Path(name).name)}  {size}  {ms:.1f} ms")
+            what = engine.info
+    _save(_side_by_side(rows), out)
+    click.echo(f"{what['backend']} {what['isa']} {what['precision']}, {what['threads']} threads")
+    click.echo(_plain(out))
+
+
+def _side_by_side(rows: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
+    """Drawing and photo of every row next to each other, rows in two columns, on white."""
+    from PIL import Image
+
+    gap = 8
+    cell_w = max(drawing.width for drawing, _ in rows) * 2 + gap
+    cell_h = max(drawing.height for drawing, _ in rows)
+    columns = 2 if len(rows) > 1 else 1
+    lines = -(-len(rows) // columns)
+    size = (columns * (cell_w + 2 * gap), lines * (cell_h + 2 * gap))
+    sheet = Image.new("RGB", size, "white")
+    for index, (drawing, photo) in enumerate(rows):
+        x = index % columns * (cell_w + 2 * gap) + gap
+        y = index // columns * (cell_h + 2 * gap) + gap
+        sheet.paste(drawing, (x, y))
+        sheet.paste(photo, (x + drawing.width + gap, y))
+    return sheet
+
+
+# Words for people and machines
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
+    """(advance, complain): a bar on a terminal, silence elsewhere."""
+    if total < 2 or not sys.stderr.isatty():
+        yield (lambda: None), _complain
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("translate", total=total)
+        yield (
+            (lambda: bar.advance(task)),
+            (lambda line: console.print(Text(f"pix2pix-fast: {line}"))),
+        )
+
+
+def _complain(line: str) -> None:
+    click.echo(f"pix2pix-fast: {' '.join(line.split())}", err=True)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, on one line; a bug of ours says so."""
+    from .errors import P2PError
+
+    if isinstance(error, OSError) and error.strerror:
+        name = f": {_plain(os.fsdecode(error.filename))}" if error.filename else ""
+        return f"{error.strerror}{name}"
+    known = (P2PError, ValueError, TypeError, OSError, MemoryError, ImportError)
+    text = _plain(" ".join(str(error).split())) or type(error).__name__
+    if isinstance(error, known):
+        return text
+    return f"internal error: {type(error).__name__}: {text}; --debug shows where"
+
+
+def _plain(text: str) -> str:
+    """Text from files and names with whatever could steer a terminal escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _facts(thing: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(thing)
+
+
+def _show(facts: dict[str, Any], as_json: bool, indent: str = "") -> None:
+    if as_json:
+        click.echo(json.dumps(facts, default=str))
+        return
+    for key, value in facts.items():
+        if isinstance(value, dict) and value:
+            click.echo(f"{indent}{_plain(str(key))}:")
+            _show(value, False, indent + "  ")
+            continue
+        if isinstance(value, (list, tuple)):
+            value = ", ".join(map(str, value))
+        click.echo(f"{indent}{_plain(str(key))}: {_plain(str(value))}")
+
+
+def _parse(text: str, option: str, separator: str, length: int | None = None) -> list[int]:
+    """Whole numbers above 0, joined by `separator`."""
+    parts = text.lower().split(separator)
+    if not all(part.isdigit() and int(part) > 0 for part in parts) or length not in (
+        None,
+        len(parts),
+    ):
+        raise click.UsageError(f"{option}: expected numbers joined by {separator!r}, got {text!r}")
+    return [int(part) for part in parts]
+
+
+if __name__ == "__main__":
+    main()
