@@ -1,0 +1,80 @@
+// The one door to native back-ends: compile(network, weights, options) -> CompiledModel. Back-ends meet here and not at the
+// step, because some want the whole graph. To add one: a folder, a line in backend.cpp, an option in CMakeLists.txt.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "image.h"
+#include "model.h"
+
+namespace p2p {
+
+enum class Precision : uint8_t { kF32, kBF16 };
+const char* precision_name(Precision precision);
+
+struct CompileOptions {
+  Precision precision = Precision::kF32;
+  int threads = 0;                        // 0: the CPUs that this process may use
+  std::string isa;                        // "" = P2P_ISA or the best room
+  std::optional<uint64_t> dropout_seed;   // none: dropout off
+  int32_t h = 256, w = 256;               // weights are packed for this size, which is also warmed up
+};
+
+// float32, PyTorch order; null where absent. Valid until the next fetch.
+struct LayerTensors {
+  const float *weight, *bias, *gamma, *beta;
+};
+
+// Weights are fetched layer by layer, in order, once: only one raw layer is alive at a time.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual LayerTensors fetch(const Layer& layer) = 0;
+};
+
+// Called now and then from the calling thread while it works; true stops the call.
+class Interrupt {
+ public:
+  virtual ~Interrupt() = default;
+  virtual bool requested() = 0;
+};
+
+// What one step of a plan is and costs.
+struct StepReport {
+  std::string layer, kernel;
+  int32_t hi, wi, ci, ho, wo, co, rows, tile_block;
+  int64_t macs, direct_macs, weight_bytes, shared_bytes;
+  double estimate_us, measured_us;  // measured: the latest traced run, else 0
+};
+
+struct ModelStats {
+  int64_t calls, workspace_bytes, weight_bytes;
+  double load_seconds;
+  std::string isa;
+  int threads;
+  Precision precision;
+};
+
+// A raw layer output of one run, NHWC without the batch.
+struct Activation {
+  std::string layer;
+  int32_t h, w, c;
+  std::vector<float> values;
+};
+
+class CompiledModel {
+ public:
+  virtual ~CompiledModel() = default;
+  // Thread-safe. False when the interrupt stopped it.
+  virtual bool run(const ImageView& src, const ImageView& dst, uint64_t frame, Interrupt* interrupt) = 0;
+  virtual std::vector<StepReport> plan(int32_t h, int32_t w) = 0;
+  virtual std::vector<Activation> activations(const ImageView& src) = 0;
+  virtual ModelStats stats() const = 0;
+};
+
+std::unique_ptr<CompiledModel> compile(Network network, WeightSource& weights, const CompileOptions& options);
+
+}  // namespace p2p

@@ -1,0 +1,310 @@
+// The door to Python: module pix2pix_fast._core. The only file that knows pybind11: argument checks, GIL, exceptions.
+// Contracts in words: pix2pix_fast/_core.pyi.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+
+#include "backend.h"
+#include "check.h"
+#include "cpu/isa.h"
+#include "cpu/probe.h"
+#include "cpu/registry.h"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+namespace {
+
+using p2p::text;
+
+using FloatArray = py::array_t<float, py::array::c_style>;
+
+// Polls Python's signals about ten times a second: taking the GIL more often could cost a 5 ms switch interval each time.
+class SignalCheck final : public p2p::Interrupt {
+ public:
+  bool requested() override {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < std::chrono::milliseconds(100)) return false;
+    last_ = now;
+    py::gil_scoped_acquire gil;
+    return raised_ = PyErr_CheckSignals() != 0;
+  }
+  bool raised() const { return raised_; }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+  bool raised_ = false;
+};
+
+p2p::Layer layer_of(const py::dict& d) {
+  const auto get = [&](const char* key) -> py::object {
+    P2P_REQUIRE(d.contains(key), "layer: the key '", key, "' is missing");
+    return d[key];
+  };
+  p2p::Layer l{};
+  l.name = get("name").cast<std::string>();
+  const std::string op = get("op").cast<std::string>();
+  P2P_REQUIRE(op == "conv4x4s2" || op == "deconv4x4s2", "layer '", l.name, "': unknown op '", op,
+              "', expected conv4x4s2 or deconv4x4s2");
+  l.op = op == "conv4x4s2" ? p2p::LayerOp::kConv4x4s2 : p2p::LayerOp::kDeconv4x4s2;
+  l.ci = get("ci").cast<int32_t>();
+  l.co = get("co").cast<int32_t>();
+  l.slope = get("slope").cast<float>();
+  l.norm = get("norm").cast<bool>();
+  l.eps = get("eps").cast<float>();
+  l.skip = get("skip").cast<std::string>();
+  l.dropout = get("dropout").cast<float>();
+  l.tanh = get("tanh").cast<bool>();
+  return l;
+}
+
+// Reads a mapping of arrays layer by layer and keeps only the latest layer's arrays alive.
+class MappingSource final : public p2p::WeightSource {
+ public:
+  explicit MappingSource(py::object tensors) : tensors_(std::move(tensors)) {}
+
+  p2p::LayerTensors fetch(const p2p::Layer& layer) override {
+    py::gil_scoped_acquire gil;
+    held_.clear();
+    const bool down = layer.op == p2p::LayerOp::kConv4x4s2;
+    const py::ssize_t outer = down ? layer.co : layer.ci, inner = down ? layer.ci : layer.co;
+    p2p::LayerTensors t{};
+    t.weight = get(layer.name + ".weight", {outer, inner, 4, 4}, true);
+    t.bias = get(layer.name + ".bias", {layer.co}, false);
+    t.gamma = get(layer.name + ".norm.weight", {layer.co}, false);
+    t.beta = get(layer.name + ".norm.bias", {layer.co}, false);
+    return t;
+  }
+
+ private:
+  const float* get(const std::string& name, const std::vector<py::ssize_t>& shape, bool required) {
+    if (!tensors_.contains(name)) {
+      P2P_REQUIRE(!required, "tensor '", name, "' is missing");
+      return nullptr;
+    }
+    const py::object value = tensors_[py::str(name)];
+    P2P_REQUIRE(py::isinstance<FloatArray>(value), "tensor '", name, "': expected a C-contiguous float32 array, got ",
+                py::str(py::type::of(value)).cast<std::string>());
+    FloatArray array = value;
+    const std::vector<py::ssize_t> got(array.shape(), array.shape() + array.ndim());
+    P2P_REQUIRE(got == shape, "tensor '", name, "': expected shape ", py::str(py::tuple(py::cast(shape))).cast<std::string>(),
+                ", got ", py::str(py::tuple(py::cast(got))).cast<std::string>());
+    held_.push_back(array);
+    return array.data();
+  }
+
+  py::object tensors_;
+  std::vector<FloatArray> held_;
+};
+
+p2p::ImageView view_of(const py::array& array, const char* name, int32_t channels, std::pair<float, float> range,
+                       bool writeable) {
+  P2P_REQUIRE(array.ndim() == 4, name, ": expected 4 dimensions (n, h, w, c), got ", array.ndim());
+  P2P_REQUIRE(array.shape(3) == channels, name, ": the model has ", channels, " channels, the array ", array.shape(3));
+  for (int axis = 0; axis < 3; ++axis)
+    P2P_REQUIRE((axis == 0 || array.shape(axis) >= 1) && array.shape(axis) <= (1 << 24), name, ": axis ", axis,
+                " has an impossible size ", array.shape(axis));
+  P2P_REQUIRE(range.second > range.first, "value_range: expected low < high, got (", range.first, ", ", range.second, ")");
+  p2p::ImageView v{};
+  const py::dtype type = array.dtype();
+  if (type.equal(py::dtype::of<uint8_t>())) v.type = p2p::PixelType::kU8;
+  else if (type.equal(py::dtype::of<uint16_t>())) v.type = p2p::PixelType::kU16;
+  else if (type.equal(py::dtype::of<float>())) v.type = p2p::PixelType::kF32;
+  else P2P_REQUIRE(false, name, ": expected uint8, uint16 or float32, got ", py::str(type).cast<std::string>());
+  P2P_REQUIRE(!writeable || array.writeable(), name, ": the array is read-only");
+  v.data = (char*)array.data();
+  v.n = (int32_t)array.shape(0);
+  v.h = (int32_t)array.shape(1);
+  v.w = (int32_t)array.shape(2);
+  v.c = (int32_t)array.shape(3);
+  v.stride_n = array.strides(0);
+  v.stride_h = array.strides(1);
+  v.stride_w = array.strides(2);
+  v.stride_c = array.strides(3);
+  v.low = range.first;
+  v.high = range.second;
+  return v;
+}
+
+class Engine {
+ public:
+  Engine(const std::vector<py::dict>& layers, const py::object& tensors, const std::string& precision, int threads,
+         const std::string& isa, std::optional<uint64_t> dropout_seed, std::pair<int32_t, int32_t> size) {
+    p2p::Network network;
+    for (const py::dict& d : layers) network.layers.push_back(layer_of(d));
+    P2P_REQUIRE(!layers.empty(), "layers: expected at least 4, got none");
+    P2P_REQUIRE(precision == "f32" || precision == "bf16", "precision: expected 'f32' or 'bf16', got '", precision, "'");
+    P2P_REQUIRE(threads >= 0, "threads: expected 0 (all usable CPUs) or more, got ", threads);
+    channels_in_ = network.layers.front().ci;
+    channels_out_ = network.layers.back().co;
+    MappingSource source(tensors);
+    p2p::CompileOptions options;
+    options.precision = precision == "bf16" ? p2p::Precision::kBF16 : p2p::Precision::kF32;
+    options.threads = threads;
+    options.isa = isa;
+    options.dropout_seed = dropout_seed;
+    options.h = size.first;
+    options.w = size.second;
+    py::gil_scoped_release release;
+    model_ = p2p::compile(std::move(network), source, options);
+  }
+
+  void run(const py::array& src, const py::array& dst, std::pair<float, float> range, uint64_t frame) {
+    p2p::CompiledModel& model = open();
+    const p2p::ImageView in = view_of(src, "src", channels_in_, range, false);
+    const p2p::ImageView out = view_of(dst, "dst", channels_out_, range, true);
+    P2P_REQUIRE(in.n == out.n && in.h == out.h && in.w == out.w, "dst: expected the size of src, ", in.n, "x", in.h, "x",
+                in.w, ", got ", out.n, "x", out.h, "x", out.w);
+    SignalCheck signals;
+    const std::shared_ptr<p2p::CompiledModel> keep = model_;  // close() in another thread must not pull it away
+    bool finished;
+    {
+      py::gil_scoped_release release;
+      finished = model.run(in, out, frame, &signals);
+    }
+    if (!finished) {
+      P2P_ASSERT(signals.raised());
+      throw py::error_already_set();
+    }
+  }
+
+  py::list plan(int32_t h, int32_t w) {
+    py::list steps;
+    for (const p2p::StepReport& s : open().plan(h, w))
+      steps.append(py::dict("layer"_a = s.layer, "kernel"_a = s.kernel, "hi"_a = s.hi, "wi"_a = s.wi, "ci"_a = s.ci,
+                            "ho"_a = s.ho, "wo"_a = s.wo, "co"_a = s.co, "rows"_a = s.rows,
+                            "tile_block"_a = s.tile_block, "macs"_a = s.macs, "direct_macs"_a = s.direct_macs,
+                            "weight_bytes"_a = s.weight_bytes, "shared_bytes"_a = s.shared_bytes,
+                            "estimate_us"_a = s.estimate_us));
+    return steps;
+  }
+
+  py::dict activations(const py::array& src) {
+    p2p::CompiledModel& model = open();
+    const p2p::ImageView in = view_of(src, "src", channels_in_, {-1.0f, 1.0f}, false);
+    P2P_REQUIRE(in.type == p2p::PixelType::kF32 && in.n == 1, "src: expected one float32 picture in [-1, 1]");
+    std::vector<p2p::Activation> found;
+    {
+      py::gil_scoped_release release;
+      found = model.activations(in);
+    }
+    py::dict result;
+    for (const p2p::Activation& a : found)
+      result[py::str(a.layer)] = FloatArray({(py::ssize_t)1, (py::ssize_t)a.h, (py::ssize_t)a.w, (py::ssize_t)a.c},
+                                            a.values.data());
+    return result;
+  }
+
+  py::dict stats() {
+    const p2p::ModelStats s = open().stats();
+    return py::dict("calls"_a = s.calls, "workspace_bytes"_a = s.workspace_bytes, "weight_bytes"_a = s.weight_bytes,
+                    "load_seconds"_a = s.load_seconds, "isa"_a = s.isa, "threads"_a = s.threads,
+                    "precision"_a = p2p::precision_name(s.precision));
+  }
+
+  void close() { model_.reset(); }
+
+ private:
+  p2p::CompiledModel& open() const {
+    P2P_REQUIRE(model_, "the engine is closed");
+    return *model_;
+  }
+
+  std::shared_ptr<p2p::CompiledModel> model_;
+  int32_t channels_in_ = 0, channels_out_ = 0;
+};
+
+py::list kernel_ids() {
+  py::list ids;
+  for (const p2p::cpu::Kernel* kernel : p2p::cpu::all_kernels()) ids.append(kernel->id);
+  return ids;
+}
+
+py::dict cpu() {
+  py::list runnable;
+  for (p2p::cpu::Isa isa : p2p::cpu::runnable_isas()) runnable.append(p2p::cpu::isa_name(isa));
+  return py::dict("name"_a = p2p::cpu::cpu_name(), "isa"_a = p2p::cpu::isa_name(p2p::cpu::resolve_isa("")),
+                  "runnable"_a = runnable, "cores"_a = p2p::cpu::usable_cpus());
+}
+
+py::dict run_kernel(const std::string& kernel, const FloatArray& src, const FloatArray& weight,
+                    const std::optional<FloatArray>& skip, const std::optional<FloatArray>& bias,
+                    const std::optional<FloatArray>& scale, const std::optional<FloatArray>& shift, float slope, bool tanh,
+                    int tile_block, int threads, int repeats) {
+  P2P_REQUIRE(src.ndim() == 3 && weight.ndim() == 4, "src: expected (h, w, c), weight: (.., .., 4, 4)");
+  P2P_REQUIRE(weight.shape(2) == 4 && weight.shape(3) == 4, "weight: expected 4x4 taps");
+  P2P_REQUIRE(!skip || (skip->ndim() == 3 && skip->shape(0) == src.shape(0) && skip->shape(1) == src.shape(1)),
+              "skip: expected the size of src");
+  p2p::cpu::ProbeInput in{};
+  in.kernel = kernel;
+  const bool down = kernel.find("/conv4x4s2") != std::string::npos;
+  in.hi = (int)src.shape(0);
+  in.wi = (int)src.shape(1);
+  in.ci0 = (int)(skip ? skip->shape(2) : src.shape(2));
+  in.ci1 = (int)(skip ? src.shape(2) : 0);
+  in.co = (int)weight.shape(down ? 0 : 1);
+  const int ci = in.ci0 + in.ci1;
+  P2P_REQUIRE(weight.shape(down ? 1 : 0) == ci, "weight: expected ", ci, " input channels, got ", weight.shape(down ? 1 : 0));
+  P2P_REQUIRE(!bias || bias->size() == in.co, "bias: expected ", in.co, " values");
+  P2P_REQUIRE(!scale || (scale->size() == ci && shift && shift->size() == ci), "scale and shift: expected ", ci, " values");
+  in.src0 = skip ? skip->data() : src.data();
+  in.src1 = skip ? src.data() : nullptr;
+  if (scale) {
+    in.scale0 = scale->data();
+    in.shift0 = shift->data();
+    in.scale1 = scale->data() + in.ci0;
+    in.shift1 = shift->data() + in.ci0;
+  }
+  in.weight = weight.data();
+  in.bias = bias ? bias->data() : nullptr;
+  in.slope = slope;
+  in.tanh = tanh;
+  in.tile_block = tile_block;
+  in.threads = threads;
+  in.repeats = repeats;
+  p2p::cpu::ProbeOutput out;
+  {
+    py::gil_scoped_release release;
+    out = p2p::cpu::probe(in);
+  }
+  const py::ssize_t ho = down ? in.hi / 2 : in.hi * 2, wo = down ? in.wi / 2 : in.wi * 2;
+  return py::dict("dst"_a = FloatArray({ho, wo, (py::ssize_t)in.co}, out.dst.data()),
+                  "scale"_a = FloatArray((py::ssize_t)out.scale.size(), out.scale.data()),
+                  "shift"_a = FloatArray((py::ssize_t)out.shift.size(), out.shift.data()), "seconds"_a = out.seconds,
+                  "macs"_a = out.macs, "weight_bytes"_a = out.weight_bytes);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The C++ engine of pix2pix_fast. Use pix2pix_fast.Engine; this module is its door.";
+
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const p2p::BackendUnavailable& e) {
+      const py::object type = py::module_::import("pix2pix_fast.errors").attr("BackendUnavailable");
+      py::set_error(type, e.what());
+    }
+  });
+
+  m.def("kernels", &kernel_ids);
+  m.def("cpu", &cpu);
+  m.def("run_kernel", &run_kernel, "kernel"_a, "src"_a.noconvert(), "weight"_a.noconvert(), py::kw_only(),
+        "skip"_a = py::none(), "bias"_a = py::none(), "scale"_a = py::none(), "shift"_a = py::none(), "slope"_a = 1.0f,
+        "tanh"_a = false, "tile_block"_a = -1, "threads"_a = 1, "repeats"_a = 0);
+
+  py::class_<Engine>(m, "Engine")
+      .def(py::init<const std::vector<py::dict>&, const py::object&, const std::string&, int, const std::string&,
+                    std::optional<uint64_t>, std::pair<int32_t, int32_t>>(),
+           "layers"_a, "tensors"_a, py::kw_only(), "precision"_a = "f32", "threads"_a = 0, "isa"_a = "",
+           "dropout_seed"_a = py::none(), "size"_a = std::make_pair(256, 256))
+      .def("run", &Engine::run, "src"_a, "dst"_a, py::kw_only(), "value_range"_a = std::make_pair(0.0f, 1.0f),
+           "frame"_a = 0)
+      .def("plan", &Engine::plan, "h"_a, "w"_a)
+      .def("activations", &Engine::activations, "src"_a)
+      .def("stats", &Engine::stats)
+      .def("close", &Engine::close);
+}

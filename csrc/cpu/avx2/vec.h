@@ -1,0 +1,37 @@
+// AVX2 + FMA: 8 float lanes, 16 registers. Included inside the room's anonymous namespace.
+// Register tile 6 x 2: 12 accumulators + 2 columns of weights + 1 broadcast = 15 of 16.
+
+using Vec = __m256;
+constexpr int kWidth = 8;
+constexpr int kRowsMax = 6;
+constexpr int kPanelVecs = 2;
+
+inline Vec zero() { return _mm256_setzero_ps(); }
+inline Vec broadcast(float x) { return _mm256_set1_ps(x); }
+inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vec round_nearest(Vec v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// 2^n for integral n in [-126, 127].
+inline Vec power_of_two(Vec n) {
+  const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+}
+
+struct F32 {
+  static constexpr int kBytes = 4;
+  static constexpr int kChunk = 16;  // channels in a 64-byte line
+  static constexpr int kWord = 1;    // channels that one multiply consumes per lane
+  static inline Vec load(const void* base, int64_t i) { return _mm256_loadu_ps((const float*)base + i); }
+  static inline void store(void* base, int64_t i, Vec v) { _mm256_storeu_ps((float*)base + i, v); }
+  static inline void store_scalar(void* base, int64_t i, float x) { ((float*)base)[i] = x; }
+  static inline Vec load_words(const char* p) { return _mm256_load_ps((const float*)p); }
+  static inline Vec broadcast_word(const char* p) { return _mm256_broadcast_ss((const float*)p); }
+  static inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+};

@@ -1,0 +1,21 @@
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../kernels.h"
+
+namespace p2p::cpu::avx512bf16 {
+namespace {
+#include "vec.h"
+
+#include "../body/gemm.inl"
+#include "../body/winograd.inl"
+#include "../body/convolution.inl"
+#include "../body/conv4x4s2.inl"
+}  // namespace
+
+using Tiles3 = Convolution<BF16, ConvWinograd<Winograd3>>;
+extern const Kernel kConvWinograd3;
+const Kernel kConvWinograd3 = {"avx512bf16/conv4x4s2_winograd3_bf16", Op::kConv, Algorithm::kWinograd3, DType::kBF16,
+                                 Tiles3::geometry, Tiles3::pack, Tiles3::run};
+}  // namespace p2p::cpu::avx512bf16

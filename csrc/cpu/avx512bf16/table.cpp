@@ -1,0 +1,14 @@
+// The room's only outside symbol. Best first within an op; the choice per layer is made in csrc/choose.cpp.
+#include "../kernels.h"
+
+namespace p2p::cpu::avx512bf16 {
+extern const Kernel kConvFirst, kConvDirect, kConvWinograd3, kDeconvDirect, kDeconvWinograd3, kDeconvLast;
+
+namespace {
+const Kernel* const kKernels[] = {&kConvFirst,    &kConvWinograd3, &kConvDirect,
+                                  &kDeconvWinograd3, &kDeconvDirect, &kDeconvLast};
+}
+
+extern const KernelTable kTable;
+const KernelTable kTable = {kKernels, sizeof(kKernels) / sizeof(kKernels[0])};
+}  // namespace p2p::cpu::avx512bf16

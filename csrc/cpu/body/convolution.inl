@@ -1,0 +1,237 @@
+// A 4x4 stride-2 convolution or transposed convolution as products on packed operands, written once for all rooms,
+// precisions and algorithms. `Scheme` (conv4x4s2.inl, deconv4x4s2.inl) says what differs:
+//
+//   kPositions   operands A: Winograd points, taps (direct conv) or shifts (direct deconv)
+//   kPhases      output phases that share A: 1, or 4 for a transposed convolution
+//   kProducts    weight matrices per phase
+//   kAccumulate  all products of a phase add into one C (direct), or each has its own (Winograd)
+//   Output       the transform from C to a tile of outputs
+//
+// Weights: [panel of output channels][phase][product][k][panel]. Statistics are taken where outputs are in registers,
+// shifted by the item's first output so that a large mean costs no digits, and merged in double by the backend.
+
+template <class E> inline Vec activated(const void* data, int64_t i, Vec scale, Vec shift, Vec slope) {
+  const Vec x = fma(E::load(data, i), scale, shift);
+  return max(x, mul(x, slope));
+}
+
+// One row of A (a tile or a pixel): positions (i, j) read pixel (y0 + step i, x0 + step j); padding is zero after the norm.
+// Writes channels [k0, k0 + channels) of every position.
+template <class E, class W, int kSide>
+inline void gather(const Problem& p, const Source& source, int32_t channels, float slope_value, int32_t y0, int32_t x0,
+                   int32_t step, char* dst, int64_t position_bytes, const RowPlace& place, int64_t k0) {
+  int64_t row_offset[kSide];
+  bool row_inside[kSide], column_inside[kSide];
+  bool inside = true;
+  for (int i = 0; i < kSide; ++i) {
+    const int32_t y = y0 + step * i, x = x0 + step * i;
+    row_inside[i] = y >= 0 && y < p.hi;
+    column_inside[i] = x >= 0 && x < p.wi;
+    inside = inside && row_inside[i] && column_inside[i];
+    row_offset[i] = ((int64_t)y * p.wi + x0) * channels;
+  }
+  const int64_t column_offset = (int64_t)step * channels;
+  const Vec slope = broadcast(slope_value);
+
+  for (int32_t c = 0; c < channels; c += kWidth) {
+    const Vec scale = load(source.scale + c), shift = load(source.shift + c);
+    Vec d[kSide * kSide];
+    if (inside) {
+#pragma GCC unroll 5
+      for (int i = 0; i < kSide; ++i)
+#pragma GCC unroll 5
+        for (int j = 0; j < kSide; ++j)
+          d[i * kSide + j] = activated<E>(source.data, row_offset[i] + j * column_offset + c, scale, shift, slope);
+    } else {
+#pragma GCC unroll 5
+      for (int i = 0; i < kSide; ++i)
+#pragma GCC unroll 5
+        for (int j = 0; j < kSide; ++j)
+          d[i * kSide + j] =
+              row_inside[i] && column_inside[j]
+                  ? activated<E>(source.data, row_offset[i] + j * column_offset + c, scale, shift, slope)
+                  : zero();
+    }
+    if constexpr (W::kPoints > 1) transform_input<W>(d);
+    const int64_t k = k0 + c;
+    char* line = dst + ((k / E::kChunk) * place.size + place.index) * 64;
+#pragma GCC unroll 25
+    for (int q = 0; q < kSide * kSide; ++q) E::store(line + q * position_bytes, k % E::kChunk, d[q]);
+  }
+}
+
+// Running statistics of one vector of channels over an item.
+struct Statistics {
+  Vec shift, sum, squares;
+  int32_t count = 0;
+  inline void take(Vec y) {
+    if (count++ == 0) {
+      shift = y;
+      sum = squares = zero();
+    }
+    const Vec d = sub(y, shift);
+    sum = add(sum, d);
+    squares = fma(d, d, squares);
+  }
+  // stats: [3][co_stored] of one block, at this vector's first channel.
+  inline void write(float* stats, int32_t co_stored) const {
+    const Vec n = broadcast((float)count);
+    const Vec offset = count ? div(sum, n) : zero();
+    const Vec deviations = count ? max(sub(squares, mul(sum, offset)), zero()) : zero();
+    store(stats, count ? add(shift, offset) : zero());
+    store(stats + co_stored, deviations);
+    store(stats + 2 * (int64_t)co_stored, n);
+  }
+};
+
+template <class E, class Scheme>
+struct Convolution {
+  using W = typename Scheme::Output;
+  static constexpr int kOutputs = Scheme::kAccumulate ? 1 : Scheme::kProducts;  // C matrices
+  // A pad of one line between matrices keeps their rows out of the same L1 set (power-of-two strides cost 25 %).
+  static int64_t k_of(const Problem& p) { return (int64_t)Scheme::kSplit * (p.ci_stored[0] + p.ci_stored[1]); }
+  static int64_t position_bytes(const Problem& p, int64_t rows) { return rows * k_of(p) * E::kBytes + 64; }
+  static int64_t output_floats(int64_t rows, int64_t panel) { return rows * panel + 16; }
+  static int64_t product_bytes(const Problem& p, int32_t vecs) { return k_of(p) * vecs * kWidth * E::kBytes; }
+  static int32_t block_rows(const Problem& p, int32_t rows) {
+    return p.tile_block == 0 || p.tile_block > rows ? rows : p.tile_block;
+  }
+
+  static void geometry(const Problem& p, Geometry* g) {
+    const int32_t rows = Scheme::rows(p), panels = panels_of(p.co_stored), block = block_rows(p, rows);
+    const int32_t blocks = (rows + block - 1) / block;
+    const int64_t a_bytes = align64(Scheme::kPositions * position_bytes(p, block));
+    const int64_t c_bytes = align64(kOutputs * output_floats(block, kPanel) * 4);
+    int32_t live = 0;
+    for (int32_t phase = 0; phase < Scheme::kPhases; ++phase)
+      for (int32_t product = 0; product < Scheme::kProducts; ++product) live += Scheme::live(p, phase, product);
+    const bool two_phases = p.tile_block == 0;
+    g->rows = rows;
+    g->phases = two_phases ? 2 : 1;
+    g->items[0] = two_phases ? rows : blocks;
+    g->items[1] = two_phases ? panels * Scheme::kPhases : 0;
+    g->stat_blocks = blocks * Scheme::kPhases;
+    g->pack_items = panels * Scheme::kPhases;
+    g->weight_bytes = (int64_t)Scheme::kPhases * Scheme::kProducts * k_of(p) * p.co_stored * E::kBytes;
+    g->read_bytes = (int64_t)live * k_of(p) * p.co_stored * E::kBytes;
+    g->shared_bytes = two_phases ? a_bytes : 0;
+    g->scratch_bytes = c_bytes + (two_phases ? 0 : a_bytes);
+    g->macs = (int64_t)live * rows * k_of(p) * p.co_stored;
+  }
+
+  static void pack(const Problem& p, const float* raw, void* dst, int32_t item) {
+    const int32_t panel = item / Scheme::kPhases, phase = item % Scheme::kPhases;
+    const int32_t width = panel_vecs(p.co_stored, panel) * kWidth, n0 = panel * kPanel;
+    const int64_t full_panel = (int64_t)Scheme::kPhases * Scheme::kProducts * product_bytes(p, kPanelVecs);
+    char* out = (char*)dst + panel * full_panel + phase * Scheme::kProducts * product_bytes(p, width / kWidth);
+    const int32_t n_end = p.co - n0 < width ? p.co - n0 : width;
+    const int64_t k_stored = k_of(p), ci_stored = p.ci_stored[0] + p.ci_stored[1];
+    for (int32_t s = 0; s < 2; ++s)
+      for (int32_t c = 0; c < p.ci[s]; ++c)
+        for (int32_t split = 0; split < Scheme::kSplit; ++split) {
+          const int64_t k = split * ci_stored + (s ? p.ci_stored[0] : 0) + c;
+          const int64_t at = (k / E::kWord) * width * E::kWord + k % E::kWord;
+          for (int32_t n = 0; n < n_end; ++n) {
+            double u[Scheme::kProducts];
+            Scheme::weights(p, raw, (s ? p.ci[0] : 0) + c, n0 + n, phase, split, u);
+            for (int32_t q = 0; q < Scheme::kProducts; ++q)
+              E::store_scalar(out, q * k_stored * width + at + (int64_t)n * E::kWord, (float)u[q]);
+          }
+        }
+  }
+
+  // Rows [first, first + count) of A into `a`, which holds the rows [base, base + rows_held).
+  static void gather_rows(const Problem& p, const Args& args, char* a, int32_t base, int32_t rows_held, int32_t first,
+                          int32_t count) {
+    const RowBlocks blocks(rows_held);
+    const int64_t stride = position_bytes(p, rows_held);
+    for (int32_t row = first; row < first + count; ++row) {
+      const RowPlace place(blocks, row - base);
+      char* dst = a + place.start * k_of(p) * E::kBytes;
+      int64_t k0 = 0;
+      for (int32_t s = 0; s < 2; ++s) {
+        if (p.ci_stored[s] == 0) continue;
+        Scheme::template gather_row<E>(p, args.src[s], p.ci_stored[s], args.slope, row, dst, stride, place, k0);
+        k0 += p.ci_stored[s];
+      }
+    }
+  }
+
+  // One panel and phase over the rows held in `a`: products, output transform, bias, statistics, store.
+  static void multiply(const Problem& p, const Args& args, const char* a, float* c, int32_t base, int32_t rows,
+                       int32_t panel, int32_t phase, int32_t stat_block) {
+    const int32_t vecs = panel_vecs(p.co_stored, panel);
+    const int64_t stride_c = vecs * kWidth, matrix = output_floats(rows, stride_c);
+    const int64_t full_panel = (int64_t)Scheme::kPhases * Scheme::kProducts * product_bytes(p, kPanelVecs);
+    const char* b = (const char*)args.weights + panel * full_panel +
+                    phase * Scheme::kProducts * product_bytes(p, vecs);
+    const RowBlocks blocks(rows);
+    const int64_t chunks = k_of(p) / E::kChunk;
+    bool started = false;
+    for (int32_t q = 0; q < Scheme::kProducts; ++q, b += product_bytes(p, vecs)) {
+      if (!Scheme::live(p, phase, q)) continue;
+      const char* operand = a + Scheme::position(phase, q) * position_bytes(p, rows);
+      float* out = c + (Scheme::kAccumulate ? 0 : q * matrix);
+      for (int32_t block = 0; block < blocks.count; ++block) {
+        const int32_t start = blocks.start(block), size = blocks.size(block);
+        choose_gemm<E>(size, vecs)(operand + start * k_of(p) * E::kBytes, b, chunks, out + start * stride_c, stride_c,
+                                   Scheme::kAccumulate && started);
+      }
+      started = true;
+    }
+    const int64_t n0 = (int64_t)panel * kPanel;
+    for (int32_t v = 0; v < vecs; ++v) {
+      float* stats = args.stats ? args.stats + (int64_t)stat_block * 3 * p.co_stored + n0 + v * kWidth : nullptr;
+      emit(p, args, c + v * kWidth, stride_c, matrix, base, rows, n0 + v * kWidth, phase, stats);
+    }
+  }
+
+  static void emit(const Problem& p, const Args& args, const float* c, int64_t stride_c, int64_t matrix, int32_t base,
+                   int32_t rows, int64_t channel, int32_t phase, float* stats) {
+    constexpr int t = W::kTile, n = W::kPoints;
+    const Vec bias = args.bias ? load(args.bias + channel) : zero();
+    Statistics statistics;
+    for (int32_t r = 0; r < rows; ++r) {
+      Vec m[n * n], y[t * t];
+#pragma GCC unroll 25
+      for (int q = 0; q < n * n; ++q) m[q] = load(c + q * matrix + r * stride_c);
+      if constexpr (n > 1) transform_output<W>(m, y);
+      else y[0] = m[0];
+      int32_t y0, x0;
+      Scheme::origin(p, base + r, phase, &y0, &x0);
+#pragma GCC unroll 4
+      for (int i = 0; i < t; ++i) {
+        const int32_t row = y0 + i * Scheme::kStep;
+        if (row < 0 || row >= p.ho) continue;
+#pragma GCC unroll 4
+        for (int j = 0; j < t; ++j) {
+          const int32_t column = x0 + j * Scheme::kStep;
+          if (column < 0 || column >= p.wo) continue;
+          const Vec value = add(y[i * t + j], bias);
+          E::store(args.dst, ((int64_t)row * p.wo + column) * p.co_stored + channel, value);
+          if (stats) statistics.take(value);
+        }
+      }
+    }
+    if (stats) statistics.write(stats, p.co_stored);
+  }
+
+  static void run(const Problem& p, const Args& args, int32_t phase, int32_t item, void* scratch) {
+    const int32_t rows = Scheme::rows(p);
+    if (p.tile_block == 0 && phase == 0) {
+      gather_rows(p, args, (char*)args.shared, 0, rows, item, 1);
+    } else if (p.tile_block == 0) {
+      const int32_t panel = item / Scheme::kPhases, out_phase = item % Scheme::kPhases;
+      multiply(p, args, (const char*)args.shared, (float*)scratch, 0, rows, panel, out_phase, out_phase);
+    } else {
+      const int32_t block = block_rows(p, rows), base = item * block;
+      const int32_t held = rows - base < block ? rows - base : block;
+      float* c = (float*)scratch;
+      char* a = (char*)scratch + align64(kOutputs * output_floats(block, kPanel) * 4);
+      gather_rows(p, args, a, base, held, base, held);
+      for (int32_t panel = 0; panel < panels_of(p.co_stored); ++panel)
+        for (int32_t out_phase = 0; out_phase < Scheme::kPhases; ++out_phase)
+          multiply(p, args, a, c, base, held, panel, out_phase, item * Scheme::kPhases + out_phase);
+    }
+  }
+};

@@ -1,0 +1,68 @@
+// Schemes of the 4x4, stride 2, padding 1 transposed convolution, as four output phases of 2-tap filters; zeros are never
+// inserted. In each axis
+//
+//   y[2 j]     = x[j - 1] w[3] + x[j] w[1]          (phase 0)
+//   y[2 j + 1] = x[j] w[2] + x[j + 1] w[0]          (phase 1)
+//
+// Both are a 2-tap filter on the window (x[o], x[o + 1]): phase 1 of o = j, phase 0 of o = j - 1. So one input transform of
+// tiles with origin m t - 1 serves all four 2-D phases. Read next: docs/winograd.md.
+
+struct DeconvDirect {
+  using Output = Identity;
+  static constexpr int kPositions = 9, kPhases = 4, kProducts = 4, kSplit = 1, kStep = 2;
+  static constexpr bool kAccumulate = true;
+
+  static int32_t rows(const Problem& p) { return p.hi * p.wi; }
+  // Product (ty, tx) of phase (py, px) reads the pixel shifted by (py - 1 + ty, px - 1 + tx); position = shift + 1.
+  static int32_t position(int32_t phase, int32_t product) {
+    return (phase / 2 + product / 2) * 3 + phase % 2 + product % 2;
+  }
+  static bool live(const Problem& p, int32_t phase, int32_t product) {
+    return (p.hi > 1 || phase / 2 - 1 + product / 2 == 0) && (p.wi > 1 || phase % 2 - 1 + product % 2 == 0);
+  }
+  static int32_t tap(int32_t phase, int32_t t) { return 3 - phase - 2 * t; }
+  static void weights(const Problem& p, const float* raw, int32_t c, int32_t n, int32_t phase, int32_t, double* u) {
+    const float* w = raw + ((int64_t)c * p.co + n) * 16;
+    for (int q = 0; q < 4; ++q) u[q] = w[tap(phase / 2, q / 2) * 4 + tap(phase % 2, q % 2)];
+  }
+  template <class E>
+  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* dst,
+                         int64_t stride, const RowPlace& place, int64_t k0) {
+    gather<E, Identity, 3>(p, source, channels, slope, row / p.wi - 1, row % p.wi - 1, 1, dst, stride, place, k0);
+  }
+  static void origin(const Problem& p, int32_t row, int32_t phase, int32_t* y, int32_t* x) {
+    *y = 2 * (row / p.wi) + phase / 2;
+    *x = 2 * (row % p.wi) + phase % 2;
+  }
+};
+
+template <class W>
+struct DeconvWinograd {
+  using Output = W;
+  static constexpr int kPositions = W::kPoints * W::kPoints, kPhases = 4, kProducts = kPositions, kSplit = 1, kStep = 2;
+  static constexpr bool kAccumulate = false;
+
+  static int32_t tiles(int32_t in) { return (in + W::kTile) / W::kTile; }  // windows o = -1 .. in - 1
+  static int32_t rows(const Problem& p) { return tiles(p.hi) * tiles(p.wi); }
+  static int32_t position(int32_t, int32_t product) { return product; }
+  static bool live(const Problem&, int32_t, int32_t) { return true; }
+  static void weights(const Problem& p, const float* raw, int32_t c, int32_t n, int32_t phase, int32_t, double* u) {
+    const float* w = raw + ((int64_t)c * p.co + n) * 16;
+    double g[2][2];
+    for (int ty = 0; ty < 2; ++ty)
+      for (int tx = 0; tx < 2; ++tx)
+        g[ty][tx] = w[DeconvDirect::tap(phase / 2, ty) * 4 + DeconvDirect::tap(phase % 2, tx)];
+    transform_weights<W>(g, u);
+  }
+  template <class E>
+  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* dst,
+                         int64_t stride, const RowPlace& place, int64_t k0) {
+    gather<E, W, W::kPoints>(p, source, channels, slope, W::kTile * (row / tiles(p.wi)) - 1,
+                             W::kTile * (row % tiles(p.wi)) - 1, 1, dst, stride, place, k0);
+  }
+  // Window o gives row 2 o + 1 (phase 1) or 2 o + 2 (phase 0), o = m t - 1 + a.
+  static void origin(const Problem& p, int32_t row, int32_t phase, int32_t* y, int32_t* x) {
+    *y = 2 * W::kTile * (row / tiles(p.wi)) - (phase / 2 ? 1 : 0);
+    *x = 2 * W::kTile * (row % tiles(p.wi)) - (phase % 2 ? 1 : 0);
+  }
+};

@@ -1,0 +1,103 @@
+// The one product of the engine: C[rows][panel] (+)= A[rows][k] * B[k][panel], on packed operands.
+//
+//   A  row blocks of at most kRowsMax rows: [k / chunk][row of the block][64-byte line]   (one broadcast per row and word)
+//   B  [k / word][panel] floats or bf16 pairs                                             (one sequential stream)
+//   C  [rows][panel] float32
+//
+// All accumulators stay in registers over the whole of k; vec.h counts them. B is prefetched 4 KB ahead, which the
+// weight-streaming deep layers want (docs/decisions/001) and which costs the others nothing measurable.
+
+constexpr int kPanel = kPanelVecs * kWidth;  // output channels of a full panel
+constexpr int kPrefetchBytes = 4096;
+
+// Rows are cut into equal blocks: 121 rows are eleven blocks of 11, not ten of 12 and one of 1.
+struct RowBlocks {
+  int32_t count, base, longer;  // `longer` blocks have base + 1 rows, the others base
+  explicit RowBlocks(int32_t rows) {
+    count = (rows + kRowsMax - 1) / kRowsMax;
+    base = rows / count;
+    longer = rows % count;
+  }
+  int32_t size(int32_t block) const { return base + (block < longer ? 1 : 0); }
+  int32_t start(int32_t block) const { return block * base + (block < longer ? block : longer); }
+};
+
+// Where a row of A lives inside its position's operand.
+struct RowPlace {
+  int32_t start, size, index;  // first row of its block, rows in the block, place in the block
+  RowPlace(const RowBlocks& blocks, int32_t row) {
+    const int32_t in_longer = blocks.longer * (blocks.base + 1);
+    const int32_t block = row < in_longer ? row / (blocks.base + 1) : blocks.longer + (row - in_longer) / blocks.base;
+    start = blocks.start(block);
+    size = blocks.size(block);
+    index = row - start;
+  }
+};
+
+template <class E, int kRows, int kVecs>
+void gemm(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate) {
+  constexpr int kWords = E::kChunk / E::kWord;  // words in a line: 16
+  Vec acc[kRows][kVecs];
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVecs; ++v) acc[r][v] = accumulate ? load(c + r * stride_c + v * kWidth) : zero();
+
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kWords; ++k) {
+      Vec weights[kVecs];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) weights[v] = E::load_words(b + v * kWidth * 4);
+#pragma GCC unroll 1
+      for (int offset = 0; offset < kVecs * kWidth * 4; offset += 64) __builtin_prefetch(b + offset + kPrefetchBytes);
+      b += kVecs * kWidth * 4;
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const Vec x = E::broadcast_word(a + r * 64 + k * 4);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) acc[r][v] = E::multiply_add(x, weights[v], acc[r][v]);
+      }
+    }
+    a += kRows * 64;
+  }
+
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVecs; ++v) store(c + r * stride_c + v * kWidth, acc[r][v]);
+}
+
+using Gemm = void (*)(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate);
+
+template <class E, int kVecs>
+inline Gemm gemm_of_rows(int32_t rows) {
+  switch (rows) {
+    case 1: return gemm<E, 1, kVecs>;
+    case 2: return gemm<E, 2, kVecs>;
+    case 3: return gemm<E, 3, kVecs>;
+    case 4: return gemm<E, 4, kVecs>;
+    case 5: return gemm<E, 5, kVecs>;
+    case 6: return gemm<E, 6, kVecs>;
+  }
+  if constexpr (kRowsMax > 6) {
+    switch (rows) {
+      case 7: return gemm<E, 7, kVecs>;
+      case 8: return gemm<E, 8, kVecs>;
+      case 9: return gemm<E, 9, kVecs>;
+      case 10: return gemm<E, 10, kVecs>;
+      case 11: return gemm<E, 11, kVecs>;
+      case 12: return gemm<E, 12, kVecs>;
+    }
+  }
+  return nullptr;
+}
+
+template <class E>
+inline Gemm choose_gemm(int32_t rows, int32_t vecs) {
+  return vecs == kPanelVecs ? gemm_of_rows<E, kPanelVecs>(rows) : gemm_of_rows<E, 1>(rows);
+}
+
+inline int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Panels cut the output channels; only the last may be narrower (one vector).
+inline int32_t panels_of(int32_t co_stored) { return (co_stored + kPanel - 1) / kPanel; }
+inline int32_t panel_vecs(int32_t co_stored, int32_t panel) {
+  return (co_stored - panel * kPanel) >= kPanel ? kPanelVecs : (co_stored - panel * kPanel) / kWidth;
+}

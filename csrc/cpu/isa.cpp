@@ -1,0 +1,86 @@
+#include "isa.h"
+
+#include <sched.h>
+
+#include <cstring>
+#include <fstream>
+#include <thread>
+
+#include "../check.h"
+#include "../options.h"
+
+namespace p2p::cpu {
+
+namespace {
+constexpr Isa kAll[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+}
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kScalar: return "scalar";
+    case Isa::kAvx2: return "avx2";
+    case Isa::kAvx512: return "avx512";
+    case Isa::kAvx512Bf16: return "avx512bf16";
+  }
+  return "?";
+}
+
+// The compiler's builtin asks CPUID and, for AVX and AVX-512, XGETBV: registers that the OS does not save do not count.
+bool can_run(Isa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case Isa::kScalar: return true;
+    case Isa::kAvx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case Isa::kAvx512:
+      return can_run(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Bf16: return can_run(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
+  }
+  return false;
+#else
+  return isa == Isa::kScalar;
+#endif
+}
+
+std::vector<Isa> runnable_isas() {
+  std::vector<Isa> found;
+  for (Isa isa : kAll)
+    if (can_run(isa)) found.push_back(isa);
+  return found;
+}
+
+Isa resolve_isa(const std::string& name) {
+  const std::string& wanted = name.empty() ? environment().isa : name;
+  if (wanted.empty()) return runnable_isas().back();
+  for (Isa isa : kAll) {
+    if (wanted != isa_name(isa)) continue;
+    if (!can_run(isa))
+      throw BackendUnavailable(text("the instruction set '", wanted, "' was asked for", name.empty() ? " by P2P_ISA" : "",
+                                    ", but this CPU (", cpu_name(), ") runs at most '",
+                                    isa_name(runnable_isas().back()), "'"));
+    return isa;
+  }
+  P2P_REQUIRE(false, "unknown instruction set '", wanted, name.empty() ? "' in P2P_ISA" : "'",
+              ": expected scalar, avx2, avx512 or avx512bf16");
+  return Isa::kScalar;
+}
+
+std::string cpu_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.rfind("model name", 0) == 0) {
+      const size_t colon = line.find(':');
+      return colon + 2 < line.size() ? line.substr(colon + 2) : "unknown CPU";
+    }
+  return "unknown CPU";
+}
+
+int usable_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
+  const unsigned n = std::thread::hardware_concurrency();
+  return n ? (int)n : 1;
+}
+
+}  // namespace p2p::cpu

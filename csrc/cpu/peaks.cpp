@@ -1,0 +1,101 @@
+#include "peaks.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <vector>
+
+#include "../arena.h"
+#include "../check.h"
+#include "registry.h"
+
+namespace p2p::cpu {
+
+namespace {
+
+double seconds_of(ThreadPool& pool, ThreadPool::Work work, void* context) {
+  const auto start = std::chrono::steady_clock::now();
+  pool.run(work, context);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// A direct convolution of one row block whose operands stay in cache: nearly nothing but the product.
+double arithmetic_peak(Isa isa, DType dtype, ThreadPool& pool) {
+  const Kernel* kernel = find_kernel(isa, Op::kConv, Algorithm::kDirect, dtype);
+  P2P_ASSERT(kernel != nullptr);
+  Problem p{};
+  p.hi = p.wi = 12;  // 6 x 6 outputs = three row blocks of 12
+  p.ho = p.wo = 6;
+  p.ci[0] = p.ci_stored[0] = 64;
+  p.co = p.co_stored = 32;
+  Geometry g;
+  kernel->geometry(p, &g);
+  struct Job {
+    const Kernel* kernel;
+    Problem p;
+    Geometry g;
+    std::vector<Memory> memory;  // per thread: weights, source, shared, scratch, dst
+    int repeats;
+  } job{kernel, p, g, {}, 40};
+  const Memory ones(p.ci_stored[0] * 4);
+  for (int t = 0; t < pool.size(); ++t)
+    for (int64_t bytes : {g.weight_bytes + 4096, (int64_t)p.hi * p.wi * 64 * 4, g.shared_bytes, g.scratch_bytes,
+                          (int64_t)p.ho * p.wo * 32 * 4, (int64_t)64 * 4})
+      job.memory.emplace_back(bytes);
+  const auto work = [](void* context, int thread) {
+    Job& j = *(Job*)context;
+    const Memory* m = j.memory.data() + thread * 6;
+    Args a{};
+    a.src[0] = {m[1].data(), (const float*)m[5].data(), (const float*)m[5].data()};
+    a.weights = m[0].data();
+    a.shared = m[2].data();
+    a.dst = m[4].data();
+    for (int r = 0; r < j.repeats; ++r)
+      for (int32_t item = 0; item < j.g.items[1]; ++item) j.kernel->run(j.p, a, 1, item, m[3].data());
+  };
+  seconds_of(pool, work, &job);  // warm
+  double best = 1e9;
+  for (int round = 0; round < 20; ++round) best = std::min(best, seconds_of(pool, work, &job));
+  return 2.0 * g.macs * job.repeats * pool.size() / best;
+}
+
+double read_peak(ThreadPool& pool) {
+  constexpr int64_t kBytes = 256 << 20;
+  struct Job {
+    Memory memory{kBytes};
+    int threads;
+    std::atomic<uint64_t> sum{0};
+  } job;
+  job.threads = pool.size();
+  std::fill_n((uint64_t*)job.memory.data(), kBytes / 8, 1);
+  const auto work = [](void* context, int thread) {
+    Job& j = *(Job*)context;
+    const int64_t words = kBytes / 8 / j.threads;
+    const uint64_t* at = (const uint64_t*)j.memory.data() + thread * words;
+    uint64_t sum[8] = {};
+    for (int64_t i = 0; i + 8 <= words; i += 8)
+      for (int k = 0; k < 8; ++k) sum[k] += at[i + k];
+    for (uint64_t s : sum) j.sum += s;
+  };
+  double best = 1e9;
+  for (int round = 0; round < 5; ++round) best = std::min(best, seconds_of(pool, work, &job));
+  return kBytes / best;
+}
+
+}  // namespace
+
+Peaks measured_peaks(Isa isa, DType dtype, ThreadPool& pool) {
+  static std::mutex lock;
+  static std::map<std::tuple<Isa, DType, int>, Peaks> known;
+  std::lock_guard<std::mutex> guard(lock);
+  const auto key = std::make_tuple(isa, dtype, pool.size());
+  const auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  const Peaks peaks{arithmetic_peak(isa, dtype, pool), read_peak(pool)};
+  known[key] = peaks;
+  return peaks;
+}
+
+}  // namespace p2p::cpu

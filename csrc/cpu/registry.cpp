@@ -1,0 +1,46 @@
+#include "registry.h"
+
+namespace p2p::cpu {
+
+// One line a room. Rooms of another processor family are not compiled (CMakeLists.txt).
+#if defined(P2P_ROOM_X86)
+namespace avx512bf16 { extern const KernelTable kTable; }
+namespace avx512 { extern const KernelTable kTable; }
+namespace avx2 { extern const KernelTable kTable; }
+#endif
+namespace scalar { extern const KernelTable kTable; }
+
+namespace {
+
+struct Room {
+  Isa isa;
+  const KernelTable* table;
+};
+
+const Room kRooms[] = {
+#if defined(P2P_ROOM_X86)
+    {Isa::kAvx512Bf16, &avx512bf16::kTable},
+    {Isa::kAvx512, &avx512::kTable},
+    {Isa::kAvx2, &avx2::kTable},
+#endif
+    {Isa::kScalar, &scalar::kTable},
+};
+
+}  // namespace
+
+std::vector<const Kernel*> kernels_for(Isa isa) {
+  std::vector<const Kernel*> found;
+  for (const Room& room : kRooms)
+    if (room.isa <= isa) found.insert(found.end(), room.table->kernels, room.table->kernels + room.table->count);
+  return found;
+}
+
+std::vector<const Kernel*> all_kernels() { return kernels_for(Isa::kAvx512Bf16); }
+
+const Kernel* find_kernel(Isa isa, Op op, Algorithm algorithm, DType dtype) {
+  for (const Kernel* kernel : kernels_for(isa))
+    if (kernel->op == op && kernel->algorithm == algorithm && kernel->dtype == dtype) return kernel;
+  return nullptr;
+}
+
+}  // namespace p2p::cpu

@@ -1,0 +1,17 @@
+// All kernels of all rooms, and the question which of them a room may run.
+#pragma once
+#include <vector>
+
+#include "isa.h"
+#include "kernels.h"
+
+namespace p2p::cpu {
+
+// Every kernel compiled in, best room first, runnable here or not.
+std::vector<const Kernel*> all_kernels();
+// The kernels of `isa` and of the rooms below it, best first.
+std::vector<const Kernel*> kernels_for(Isa isa);
+// Null where none fits. Among equal kernels the best room wins.
+const Kernel* find_kernel(Isa isa, Op op, Algorithm algorithm, DType dtype);
+
+}  // namespace p2p::cpu

@@ -1,0 +1,13 @@
+// The readable room: the specification of every operation, complete by test. It runs on any processor.
+#include "../kernels.h"
+
+namespace p2p::cpu::scalar {
+extern const Kernel kConvFirst, kConvDirect, kDeconvDirect, kDeconvLast;
+
+namespace {
+const Kernel* const kKernels[] = {&kConvFirst, &kConvDirect, &kDeconvDirect, &kDeconvLast};
+}
+
+extern const KernelTable kTable;
+const KernelTable kTable = {kKernels, sizeof(kKernels) / sizeof(kKernels[0])};
+}  // namespace p2p::cpu::scalar

@@ -1,0 +1,76 @@
+#include "threads.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace p2p::cpu {
+
+namespace {
+
+// About 50 us of pauses before a worker sleeps: longer than the gap between two frames' calls in a tight loop, far
+// shorter than a frame.
+constexpr int kSpinsBeforeSleep = 2000;
+// A barrier is normally microseconds away; yield when a neighbour has our core.
+constexpr int kSpinsBeforeYield = 4000;
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) : size_(threads) {
+  workers_.reserve(threads - 1);
+  for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { worker(t); });
+}
+
+ThreadPool::~ThreadPool() {
+  stop_.store(true, std::memory_order_relaxed);
+  epoch_.fetch_add(1, std::memory_order_release);
+  epoch_.notify_all();
+  for (std::thread& w : workers_) w.join();
+}
+
+void ThreadPool::run(Work work, void* context) {
+  if (size_ > 1) {
+    work_ = work;
+    context_ = context;
+    running_.store(size_ - 1, std::memory_order_relaxed);
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
+  }
+  work(context, 0);
+  for (int spins = 0; running_.load(std::memory_order_acquire) != 0; ++spins) {
+    if (spins > kSpinsBeforeYield) std::this_thread::yield();
+    else pause();
+  }
+}
+
+void ThreadPool::worker(int thread) {
+  uint32_t seen = 0;
+  for (;;) {
+    int spins = 0;
+    while (epoch_.load(std::memory_order_acquire) == seen) {
+      if (++spins > kSpinsBeforeSleep) epoch_.wait(seen, std::memory_order_acquire);
+      else pause();
+    }
+    ++seen;
+    if (stop_.load(std::memory_order_relaxed)) return;
+    work_(context_, thread);
+    running_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+void Barrier::wait(uint32_t epoch) const {
+  for (int spins = 0; epoch_.load(std::memory_order_acquire) == epoch; ++spins) {
+    if (spins > kSpinsBeforeYield) std::this_thread::yield();
+    else pause();
+  }
+}
+
+}  // namespace p2p::cpu

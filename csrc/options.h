@@ -1,0 +1,16 @@
+// Every environment variable of the engine, read once, here.
+//   P2P_ISA    force a room: scalar, avx2, avx512, avx512bf16 (one that this CPU cannot run is an error)
+//   P2P_TRACE  1: after each call, print every step's time, GFLOP/s and share of its floor to stderr
+#pragma once
+#include <string>
+
+namespace p2p {
+
+struct Environment {
+  std::string isa;     // empty: the best that this CPU runs
+  bool trace = false;
+};
+
+const Environment& environment();
+
+}  // namespace p2p
