@@ -271,7 +271,12 @@ def train(
                 rank=distributed.rank(),
                 world=world,
             )
-            loader = DataLoader(pairs, batch_sampler=batches, num_workers=values["workers"])
+            loader = DataLoader(
+                pairs,
+                batch_sampler=batches,
+                num_workers=values["workers"],
+                generator=torch.Generator(),  # else starting it draws from dropout's generator
+            )
             source = iter(loader)
             stop = False
             while trainer.step_count < (epoch + 1) * per_epoch:

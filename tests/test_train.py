@@ -1,0 +1,462 @@
+"""Training runs: resume, interruption, bad moments, processes, reports, recipes and the command.
+
+Networks are as narrow as they can be; pairs are real facades where they are at hand, drawn ones where
+the test does not care. The two torchrun tests are the slowest (about ten seconds each on a busy core).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from click.testing import CliRunner
+from PIL import Image
+
+from pix2pix_fast.train import recipes, report, state
+from pix2pix_fast.train import train as loop
+from pix2pix_fast.train.cli import train as command
+from pix2pix_fast.train.data import DataError
+from pix2pix_fast.train.evaluation.pixel import pixel_metrics
+from pix2pix_fast.train.train import Trainer, TrainingStopped, learning_rate, read_log, train
+
+FACADES = Path(__file__).resolve().parents[2] / "shared" / "data" / "facades"
+TINY = {
+    "depth": 6,  # junyanz's dropout on d2
+    "ngf": 4,
+    "ndf": 4,
+    "size": 64,
+    "load_size": 72,
+    "epochs": 2,
+    "decay_epochs": 1,
+    "log_every": 2,
+    "evaluate_every": 1,
+    "evaluate_count": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(**overrides):
+    return recipes.load("facades", **{**TINY, **overrides})
+
+
+def draw(path, h=64, w=128, seed=0):
+    """A house of rectangles and its colours, side by side: learnable, and nobody's picture."""
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros((h, w, 3), np.uint8)
+    for _ in range(6):
+        y, x = rng.integers(0, h - 8), rng.integers(0, w // 2 - 8)
+        pixels[y : y + 8, x : x + 8] = rng.integers(0, 256, 3)
+    pixels[:, w // 2 :] = 255 - pixels[:, : w // 2]
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """Five pairs to train on, two held out: real facades, or drawn ones without them."""
+    root = tmp_path_factory.mktemp("pairs")
+    for split, count in (("train", 5), ("val", 2)):
+        (root / split).mkdir()
+        real = sorted((FACADES / split).glob("*.jpg"))[:count] if FACADES.is_dir() else []
+        for i in range(count):
+            if real:
+                (root / split / real[i].name).symlink_to(real[i])
+            else:
+                draw(root / split / f"{i}.png", seed=i)
+    return root
+
+
+@pytest.fixture(scope="session")
+def facades(pairs):
+    if not FACADES.is_dir():
+        pytest.skip("no ../shared/data/facades")
+    return pairs
+
+
+def assert_same(a, b, path=""):
+    """Two states, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}/{i}")
+    else:
+        assert a == b, path
+
+
+# ---- resume ----
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("stop", [3, 5, 8])
+def test_a_stopped_and_resumed_run_equals_one_that_was_not(pairs, tmp_path, precision, stop):
+    values = tiny(precision=precision)
+    whole = train(values, pairs, tmp_path / "whole", max_steps=12, quiet=True)
+    train(values, pairs, tmp_path / "parts", max_steps=stop, quiet=True)
+    torch.manual_seed(99)
+    parts = train(values, pairs, tmp_path / "parts", resume=True, max_steps=12, quiet=True)
+    assert_same(whole.state_dict(), parts.state_dict())
+    files = [state.load(tmp_path / name / "last.pt") for name in ("whole", "parts")]
+    for key in ("g", "d", "opt_g", "opt_d", "random", "step"):
+        assert_same(files[0][key], files[1][key])
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(pairs, tmp_path):
+    runs = [
+        train(tiny(seed=seed), pairs, tmp_path / str(i), max_steps=3, quiet=True).state_dict()["g"]
+        for i, seed in enumerate((1, 1, 2))
+    ]
+    assert_same(runs[0], runs[1])
+    assert not torch.equal(runs[0]["d1.conv.weight"], runs[2]["d1.conv.weight"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_saves_and_the_run_goes_on(pairs, tmp_path, monkeypatch, number):
+    whole = train(tiny(), pairs, tmp_path / "whole", max_steps=7, quiet=True)
+    shown = report.Report.step
+
+    def interrupt(self, step, *rest):
+        shown(self, step, *rest)
+        if step == 4:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(report.Report, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), pairs, tmp_path / "run", quiet=True)
+    assert state.load(tmp_path / "run" / "last.pt")["step"] == 4
+    monkeypatch.undo()
+    again = train(tiny(), pairs, tmp_path / "run", resume=True, max_steps=7, quiet=True)
+    assert_same(whole.state_dict(), again.state_dict())
+
+
+def test_a_run_is_neither_overwritten_nor_turned_into_another(pairs, tmp_path):
+    with pytest.raises(state.StateError, match="nothing to resume"):
+        train(tiny(), pairs, tmp_path, resume=True, quiet=True)
+    train(tiny(), pairs, tmp_path, max_steps=1, quiet=True)
+    with pytest.raises(state.StateError, match="--resume continues it"):
+        train(tiny(), pairs, tmp_path, quiet=True)
+    with pytest.raises(state.StateError, match=r"not the run that was saved: lr 0\.0002 -> 0\.1"):
+        train(tiny(lr=0.1), pairs, tmp_path, resume=True, quiet=True)
+    other = tmp_path / "other"
+    (other / "train").mkdir(parents=True)
+    for i in range(3):
+        draw(other / "train" / f"{i}.png", seed=i)
+    with pytest.raises(state.StateError, match="not the data that"):
+        train(tiny(), other, tmp_path, resume=True, quiet=True)
+    train(
+        tiny(epochs=3), pairs, tmp_path, resume=True, max_steps=2, quiet=True
+    )  # longer is the same
+
+
+# ---- bad moments ----
+
+
+def write_arrays(root, count=4, poison=None):
+    (root / "train").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        array = rng.random((64, 128, 3), dtype=np.float32)
+        if i == poison:
+            array[5, 5, 0] = np.nan
+        np.save(root / "train" / f"pair{i}.npy", array)
+
+
+def test_nan_names_step_and_pair_and_leaves_the_last_state(tmp_path):
+    write_arrays(tmp_path / "good")
+    values = tiny()
+    train(values, tmp_path / "good", tmp_path / "run", max_steps=2, quiet=True)
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    for file in (tmp_path / "good" / "train").iterdir():
+        np.save(file, np.full((64, 128, 3), np.nan, np.float32))
+    with pytest.raises(TrainingStopped) as error:
+        train(values, tmp_path / "good", tmp_path / "run", resume=True, quiet=True)
+    third = int(np.random.default_rng([0, 0]).permutation(4)[2])
+    assert f"step 2, epoch 0, train/pair{third}.npy" in str(error.value)
+    assert "a loss is not finite" in str(error.value) and "last.pt" in str(error.value)
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+    assert read_log(tmp_path / "run")[-1]["event"] == "stopped"
+
+
+def test_a_picture_that_breaks_later_costs_nothing(pairs, tmp_path):
+    data = tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    for i in range(4):
+        draw(data / "train" / f"{i}.bmp", seed=i)
+    order = np.random.default_rng([0, 0]).permutation(4)
+    bad = data / "train" / f"{order[2]}.bmp"
+    size = bad.stat().st_size
+    bad.write_bytes(bad.read_bytes()[: size // 2] + b"")  # the header still reads
+    with pytest.raises(DataError, match=rf"{bad.name}: not a readable picture"):
+        train(tiny(), data, tmp_path / "run", quiet=True)
+    assert state.load(tmp_path / "run" / "last.pt")["step"] == 2
+    draw(bad, seed=int(order[2]))
+    assert bad.stat().st_size == size
+
+
+def test_a_full_disk_keeps_the_earlier_state(pairs, tmp_path, monkeypatch):
+    train(tiny(), pairs, tmp_path, max_steps=2, quiet=True)
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def full(value, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(state.StateError, match=r"No space left.*earlier last\.pt is untouched"):
+        train(tiny(), pairs, tmp_path, resume=True, max_steps=3, quiet=True)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_damaged_state_is_named(tmp_path, pairs):
+    train(tiny(), pairs, tmp_path, max_steps=1, quiet=True)
+    whole = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(state.StateError, match=r"last\.pt is damaged"):
+        train(tiny(), pairs, tmp_path, resume=True, quiet=True)
+    torch.save({"format": 99}, tmp_path / "last.pt")
+    with pytest.raises(state.StateError, match="has format 99, this version reads 1"):
+        state.load(tmp_path / "last.pt")
+
+
+# ---- schedule, reports ----
+
+
+def test_schedules_of_junyanz_and_of_the_paper():
+    junyanz = recipes.load("facades")
+    assert learning_rate(junyanz, 0) == learning_rate(junyanz, 99) == 2e-4
+    assert learning_rate(junyanz, 100) == pytest.approx(2e-4 * 100 / 101)
+    assert learning_rate(junyanz, 199) == pytest.approx(2e-4 / 101)
+    assert learning_rate(recipes.load("table1_l1_cgan"), 199) == 2e-4
+
+
+def test_a_run_leaves_log_grids_gallery_and_scalars(pairs, tmp_path):
+    pytest.importorskip("tensorboard")
+    trainer = train(tiny(), pairs, tmp_path)
+    assert trainer.step_count == 15
+    log = read_log(tmp_path)
+    assert [e["epoch"] for e in log if e["event"] == "epoch"] == [1, 2, 3]
+    start = log[0]
+    assert start["values"]["recipe"] == "facades" and start["pairs"] == 5
+    assert {"command", "versions", "data_digest", "threads", "device"} <= set(start)
+    steps = [e for e in log if e["event"] == "steps"]
+    assert {"d_fake", "d_real", "g_gan", "l1", "per_second", "rate"} <= set(steps[0])
+    held = [e for e in log if e["event"] == "evaluate"]
+    assert len(held) == 3 and {"l1", "psnr", "ssim"} <= set(held[0])
+    with Image.open(tmp_path / "samples" / "0003.png") as grid:
+        assert grid.size == (3 * 64, 2 * 64)
+    page = (tmp_path / "gallery.html").read_text()
+    assert page.count("<img") == 2 * (2 + 3) and "http" not in page
+    assert "epoch 3" in page and "facade labels to photo" in page
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+    assert (tmp_path / "best.pt").exists()
+    stored = state.load(tmp_path / "best.pt")
+    assert stored["history"]["best_l1"] == min(e["l1"] for e in held)
+
+
+def test_training_learns(tmp_path):
+    """L1 of held-out drawings halves: the sign of every part of the loop is right."""
+    for split, count in (("train", 8), ("val", 2)):
+        (tmp_path / split).mkdir()
+        for i in range(count):
+            draw(tmp_path / split / f"{i}.png", seed=i + 100 * (split == "val"))
+    values = tiny(
+        direction="AtoB",
+        epochs=12,
+        decay_epochs=0,
+        ngf=8,
+        lr=2e-3,
+        evaluate_every=4,
+        dropout="none",
+    )
+    train(values, tmp_path, tmp_path / "run", quiet=True)
+    figures = [e["l1"] for e in read_log(tmp_path / "run") if e["event"] == "evaluate"]
+    first = Trainer(values)
+    held = loop.Pairs(tmp_path, "val", values)
+    assert figures[-1] < 0.5 * loop.evaluate(first, held, 2)["l1"]
+
+
+def test_pixel_figures_against_numpy():
+    rng = np.random.default_rng(0)
+    y, t = (rng.uniform(-1, 1, (2, 3, 40, 48)).astype(np.float32) for _ in range(2))
+    t = (0.7 * t + 0.3 * y).astype(np.float32)
+    found = pixel_metrics(
+        (torch.from_numpy(a), torch.from_numpy(b)) for a, b in zip(y, t, strict=True)
+    )
+    y, t = (y.astype(np.float64) + 1) / 2, (t.astype(np.float64) + 1) / 2
+    error = (y - t) ** 2
+    assert found["l1"] == pytest.approx(np.abs(y - t).mean(), rel=1e-5)
+    psnr = [10 * np.log10(1 / e.mean()) for e in error]
+    assert found["psnr"] == pytest.approx(np.mean(psnr), rel=1e-5)
+    # SSIM of Wang et al. 2004: Gaussian window 11, sigma 1.5, k 0.01 and 0.03; borders reflected
+    taps = np.exp(-(np.arange(-5, 6) ** 2) / 4.5)
+    window = np.outer(taps, taps) / taps.sum() ** 2
+
+    def blur(a):
+        a = np.pad(a, [(0, 0), (0, 0), (5, 5), (5, 5)], mode="reflect")
+        views = np.lib.stride_tricks.sliding_window_view(a, (11, 11), axis=(-2, -1))
+        return (views * window).sum((-2, -1))
+
+    mu_y, mu_t = blur(y), blur(t)
+    var_y, var_t = blur(y * y) - mu_y**2, blur(t * t) - mu_t**2
+    cov = blur(y * t) - mu_y * mu_t
+    ssim = ((2 * mu_y * mu_t + 1e-4) * (2 * cov + 9e-4)) / (
+        (mu_y**2 + mu_t**2 + 1e-4) * (var_y + var_t + 9e-4)
+    )
+    assert found["ssim"] == pytest.approx(ssim.mean(), abs=2e-4)
+
+
+# ---- recipes and the command ----
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_trains(name, facades, tmp_path):
+    """Two steps on real pairs at width 2; size 128 gives the largest discriminator room (286 px field)."""
+    recipe = recipes.load(name)
+    values = recipes.load(
+        name,
+        ngf=2,
+        ndf=2,
+        depth=7,
+        size=128,
+        load_size=max(128, recipe["load_size"] // 2),
+        batch=min(2, recipe["batch"]),
+        evaluate_count=1,
+    )
+    trainer = train(values, facades, tmp_path, max_steps=2, quiet=True)
+    assert trainer.step_count == 2
+    assert (trainer.d is None) == (recipe["gan_weight"] == 0)
+    assert trainer.g.skips == ("encdec" not in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "differs"),
+    [
+        ("table1_l1", {"gan_weight": 0.0}),
+        ("table1_gan", {"l1_weight": 0.0, "conditional": False}),
+        ("table1_cgan", {"l1_weight": 0.0}),
+        ("table1_l1_gan", {"conditional": False}),
+        ("table2_encdec_l1_cgan", {"generator": "encdec", "batch": 10}),
+        ("table3_pixel", {"d_layers": 0}),
+        ("table3_16", {"d_layers": 1}),
+        ("table3_286", {"d_layers": 5}),
+    ],
+)
+def test_ablations_differ_from_the_method_as_the_paper_says(name, differs):
+    method, row = recipes.load("table1_l1_cgan"), recipes.load(name)
+    assert {k: row[k] for k in row if row[k] != method[k]} == {"recipe": name, **differs}
+
+
+def test_recipes_refuse_what_they_do_not_know():
+    with pytest.raises(ValueError, match="no recipe 'facade'; there are: .*facades"):
+        recipes.load("facade")
+    with pytest.raises(ValueError, match="no value is called ngff"):
+        recipes.load("facades", ngff=3)
+    with pytest.raises(ValueError, match="ngf is of type int, got 'wide'"):
+        recipes.load("facades", ngf="wide")
+    assert recipes.load("facades", ngf="16", mirror="false")["mirror"] is False
+
+
+def test_the_command(facades, tmp_path):
+    arguments = ["facades", str(facades), "-o", str(tmp_path / "run"), "--smoke", "--threads", "1"]
+    arguments += [
+        item for key in ("depth", "size", "load_size") for item in ("--set", f"{key}={TINY[key]}")
+    ]
+    runner = CliRunner()
+    assert runner.invoke(command, [*arguments, "--max-steps", "2"]).exit_code == 0
+    refused = runner.invoke(command, arguments)
+    assert refused.exit_code == 1 and "--resume continues it" in refused.stderr
+    assert runner.invoke(command, [*arguments, "--resume"]).exit_code == 0
+    assert read_log(tmp_path / "run")[-1]["step"] == 5  # one epoch of five pairs
+    wrong = runner.invoke(command, ["facade", str(facades), "-o", str(tmp_path / "x")])
+    assert wrong.exit_code == 1 and "no recipe 'facade'" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+# ---- several processes (slowest) ----
+
+RANK = """
+import json, sys, torch
+from pix2pix_fast.train import distributed, recipes
+from pix2pix_fast.train.train import Trainer
+torch.set_num_threads(1)
+distributed.start("cpu")
+trainer = Trainer(json.loads(sys.argv[1]))
+trainer.g.double(); trainer.d.double()
+x, t = torch.load(sys.argv[2], weights_only=True)
+r = distributed.rank()
+trainer.step([(x[r:r + 1], t[r:r + 1])])
+grads = [[p.grad for p in net.parameters()] for net in (trainer.g, trainer.d)]
+torch.save(grads, f"{sys.argv[3]}/{r}.pt")
+"""
+
+
+def torchrun(arguments, cwd):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--standalone",
+            *arguments,
+        ],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_two_processes_give_the_gradients_of_the_joined_batch(tmp_path):
+    values = tiny(depth=5, norm="image", dropout="none", channels_last=False)
+    x, t = (torch.rand(2, 3, 64, 64).double() * 2 - 1 for _ in range(2))
+    torch.save((x, t), tmp_path / "batch.pt")
+    (tmp_path / "rank.py").write_text(RANK)
+    torchrun(["rank.py", json.dumps(values), "batch.pt", "."], tmp_path)
+    joined = Trainer({**values, "batch": 2})
+    joined.g.double()
+    joined.d.double()
+    joined.step([(x, t)])
+    for rank in (0, 1):
+        grads = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for net, found in zip((joined.g, joined.d), grads, strict=True):
+            for p, grad in zip(net.parameters(), found, strict=True):
+                torch.testing.assert_close(grad, p.grad, rtol=1e-8, atol=1e-10)
+
+
+def test_the_command_under_torchrun_makes_one_run(pairs, tmp_path):
+    arguments = ["-m", "pix2pix_fast.train", "facades", str(pairs), "-o", str(tmp_path / "run")]
+    for key, value in {**TINY, "epochs": 1, "decay_epochs": 0}.items():
+        arguments += ["--set", f"{key}={value}"]
+    torchrun([*arguments, "--threads", "1", "--device", "cpu"], tmp_path)
+    log = read_log(tmp_path / "run")
+    assert [e["event"] for e in log].count("start") == 1 and log[0]["processes"] == 2
+    saved = state.load(tmp_path / "run" / "last.pt")
+    assert saved["step"] == 2  # five pairs, two per step, the fifth left for another epoch
+    assert len(saved["random"]) == 2
