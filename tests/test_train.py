@@ -1,9 +1,11 @@
 """Training runs: resume, interruption, bad moments, processes, reports, recipes and the command.
 
-Networks are as narrow as they can be; pairs are real facades where they are at hand, drawn ones where
-the test does not care. The two torchrun tests are the slowest (about ten seconds each on a busy core).
+Networks are as narrow as they can be; pairs are real facades where they are at hand, drawn ones
+where the test does not care. The two torchrun tests are the slowest (about ten seconds each on a
+busy core).
 """
 
+# ruff: noqa: E402  (torch may be missing: the imports come after the skip)
 from __future__ import annotations
 
 import json
@@ -20,7 +22,6 @@ torch = pytest.importorskip("torch")
 
 from click.testing import CliRunner
 from PIL import Image
-
 from pix2pix_fast.train import recipes, report, state
 from pix2pix_fast.train import train as loop
 from pix2pix_fast.train.cli import train as command
@@ -331,7 +332,7 @@ def test_pixel_figures_against_numpy():
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_trains(name, facades, tmp_path):
-    """Two steps on real pairs at width 2; size 128 gives the largest discriminator room (286 px field)."""
+    """Two steps on real pairs at width 2; 128 pixels are enough for every discriminator."""
     recipe = recipes.load(name)
     values = recipes.load(
         name,

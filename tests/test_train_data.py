@@ -1,5 +1,6 @@
-"""Training data: forms, directions, channels and depths, determinism, and messages about bad pictures."""
+"""Training data: forms, directions, channels, depths, determinism, messages about bad pictures."""
 
+# ruff: noqa: E402  (torch may be missing: the imports come after the skip)
 from __future__ import annotations
 
 import logging
@@ -11,8 +12,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from PIL import Image
-from torch.utils.data import DataLoader
-
 from pix2pix_fast.train import colour, recipes
 from pix2pix_fast.train.data import (
     Batches,
@@ -24,6 +23,7 @@ from pix2pix_fast.train.data import (
     to_pixels,
     to_tensor,
 )
+from torch.utils.data import DataLoader
 
 FACADES = Path(__file__).resolve().parents[2] / "shared" / "data" / "facades"
 RNG = np.random.default_rng(0)

@@ -1,10 +1,13 @@
-"""One training step against a restatement of the published objective that shares no code with train/.
+"""One training step against a restatement of the published objective that shares no code with
+train/.
 
-The networks are written a second time here in junyanz's recursive form, and get their weights through
-`junyanz.generator_state`, so this also tests that his layout is written right. Losses are written as in
-the papers (logarithms of sigmoids, squares, means), Adam's first step by hand. Everything in float64.
+The networks are written a second time here in junyanz's recursive form, and get their weights
+through `junyanz.generator_state`, so this also tests that his layout is written right. Losses are
+written as in the papers (logarithms of sigmoids, squares, means), Adam's first step by hand.
+Everything in float64.
 """
 
+# ruff: noqa: E402  (torch may be missing: the imports come after the skip)
 from __future__ import annotations
 
 import copy
@@ -13,11 +16,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
-
-from pix2pix_fast.train import junyanz, recipes  # noqa: E402
-from pix2pix_fast.train.networks import ResNet, UNet, init_weights  # noqa: E402
-from pix2pix_fast.train.train import Trainer  # noqa: E402
+from pix2pix_fast.train import junyanz, recipes
+from pix2pix_fast.train.networks import ResNet, UNet, init_weights
+from pix2pix_fast.train.train import Trainer
+from torch import nn
 
 
 @pytest.fixture(autouse=True)

@@ -1,1 +1,1 @@
-"""Training of pix2pix models: networks, losses, data, recipes and one loop. Needs torch (extra `train`)."""
+"""Training of pix2pix models: networks, losses, data, recipes, one loop. Needs the `train` extra."""

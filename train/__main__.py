@@ -1,4 +1,4 @@
-"""`torchrun ... -m pix2pix_fast.train RECIPE DATA -o RUN`: the same verb as `pix2pix-fast train`."""
+"""`torchrun ... -m pix2pix_fast.train RECIPE DATA -o RUN`: the verb `pix2pix-fast train`."""
 
 from pix2pix_fast.train.cli import train
 

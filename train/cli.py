@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 import click
-
 from pix2pix_fast.train import recipes
 
 # About a minute on two cores: the whole machinery, nothing worth looking at.
@@ -55,7 +54,6 @@ def train(
     DATA holds train/ and val/ (or test/). Ctrl-C saves and stops; --resume goes on.
     """
     import torch
-
     from pix2pix_fast.train.state import StateError
     from pix2pix_fast.train.train import TrainingStopped
     from pix2pix_fast.train.train import train as run_training

@@ -1,6 +1,7 @@
 """Lab colours for colorization, and edges found in photos: numpy only, both seen from data.py.
 
-Lab: sRGB, D65 white; L in 0..100, a and b about -110..110. The network sees L/50 - 1 and (a, b)/110.
+Lab: sRGB, D65 white; L in 0..100, a and b about -110..110. The network sees L/50 - 1 and (a,
+b)/110.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
 
 
 def split(rgb: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(H, W, 3) uint8, uint16 or float 0..1 to L (1, H, W) and ab (2, H, W), float32 about [-1, 1]."""
+    """(H, W, 3) uint8, uint16 or float 0..1 to L (1, H, W), ab (2, H, W): float32 about [-1, 1]."""
     top = float(np.iinfo(rgb.dtype).max) if rgb.dtype.kind == "u" else 1.0
     lab = rgb_to_lab(rgb / top).transpose(2, 0, 1).astype(np.float32)
     return torch.from_numpy(lab[:1] / 50.0 - 1.0), torch.from_numpy(lab[1:] / 110.0)

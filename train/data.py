@@ -2,12 +2,12 @@
 
     pairs         DATA/train/*.jpg, A in the left half and B in the right one
     folders       DATA/A/train/NAME and DATA/B/train/NAME (or DATA/A and DATA/B), any suffixes
-    colorization  DATA/train/*.jpg, any photos: A = lightness (1 channel), B = colour a, b of Lab (2)
+    colorization  DATA/train/*.jpg, any photos: A = lightness (1 channel), B = a and b of Lab (2)
     edges         DATA/train/*.jpg, any photos: A = edges found in the photo, B = the photo
 
-Every random choice follows from (seed, epoch, pair): the same for any number of workers and processes,
-and after a resume nothing has to be restored. Pictures: 8 or 16 bits, 1 to 4 channels; .npy arrays
-(H, W, C) of uint8, uint16 or float in 0..1 with any number of channels.
+Every random choice follows from (seed, epoch, pair): the same for any number of workers and
+processes, and after a resume nothing has to be restored. Pictures: 8 or 16 bits, 1 to 4 channels;
+.npy arrays (H, W, C) of uint8, uint16 or float in 0..1 with any number of channels.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pix2pix_fast.train import colour
 from torch import Tensor
 from torch.utils.data import Dataset
-
-from pix2pix_fast.train import colour
 
 LOG = logging.getLogger("pix2pix_fast.train")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
@@ -58,7 +57,8 @@ def read_picture(path: Path) -> np.ndarray:
         array = array[:, :, None]
     if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16, np.float32) or 0 in array.shape:
         raise DataError(
-            f"{path}: shape {array.shape} of {array.dtype}, expected (H, W, C) of uint8, uint16 or float"
+            f"{path}: shape {array.shape} of {array.dtype}, "
+            "expected (H, W, C) of uint8, uint16 or float"
         )
     return array
 
@@ -126,10 +126,12 @@ def to_pixels(y: Tensor) -> np.ndarray:
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
-    """The pairs of one split; item (epoch, index) is (input, target, index), epoch -1: not augmented.
+    """The pairs of one split; item (epoch, index) is (input, target, index), epoch -1: not
+    augmented.
 
     input (in_channels, size, size) and target (out_channels, size, size), float32 in [-1, 1].
-    Every header is read at the start: a bad folder stops before the first step, naming each bad file.
+    Every header is read at the start: a bad folder stops before the first step, naming each bad
+    file.
     """
 
     def __init__(self, root: Path | str, split: str, values: dict[str, Any]) -> None:
@@ -154,7 +156,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
         return str(self.files[index][0].relative_to(self.root))
 
     def digest(self) -> str:
-        """SHA-256 over names and contents' sizes: tells one data set from another in milliseconds."""
+        """SHA-256 over names and file sizes: tells data sets apart in milliseconds."""
         text = "".join(
             f"{path.relative_to(self.root)}\0{path.stat().st_size}\n"
             for pair in self.files
@@ -251,7 +253,8 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
                 continue
             if self.values["data_form"] == "pairs" and sizes[0][1] % 2:
                 bad.append(
-                    f"{files[0]}: {sizes[0][1]} pixels wide; two pictures side by side need an even width"
+                    f"{files[0]}: {sizes[0][1]} pixels wide; "
+                    "two pictures side by side need an even width"
                 )
             if len(sizes) == 2 and sizes[0] != sizes[1]:
                 bad.append(f"{files[0]} is {sizes[0]} (height, width), {files[1]} {sizes[1]}")
@@ -261,7 +264,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The pictures of one folder by name; other files are named in a warning, hidden ones are not."""
+    """The pictures of one folder by name; a warning names other files, but no hidden ones."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; pictures are expected there")
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
@@ -281,11 +284,12 @@ def has_split(root: Path | str, split: str, values: dict[str, Any]) -> bool:
 
 
 class Batches:
-    """Batch sampler of one epoch: lists of (epoch, index), from step `first` on, for one of `world` ranks.
+    """Batch sampler of one epoch: lists of (epoch, index), from step `first` on, for one of `world`
+    ranks.
 
-    A step takes batch * accumulate * world pairs of the epoch's permutation; what is left over is not
-    used in this epoch. Rank r takes the r-th slice of each micro-batch, so that all ranks together see
-    what one process with a batch of batch * world sees.
+    A step takes batch * accumulate * world pairs of the epoch's permutation; what is left over is
+    not used in this epoch. Rank r takes the r-th slice of each micro-batch, so that all ranks
+    together see what one process with a batch of batch * world sees.
     """
 
     def __init__(

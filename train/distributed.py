@@ -1,8 +1,8 @@
 """Several processes that train one model: started by torchrun, gloo on CPUs, nccl on GPUs.
 
-Gradients are averaged in one flat all-reduce per network instead of by DistributedDataParallel: a GAN
-step runs D twice per backward and freezes it in between, which DDP's buckets and buffers do not suit
-(docs/decisions/010-data-parallel.md). The result is the gradient of the joined batch.
+Gradients are averaged in one flat all-reduce per network instead of by DistributedDataParallel: a
+GAN step runs D twice per backward and freezes it in between, which DDP's buckets and buffers do not
+suit (docs/decisions/010-data-parallel.md). The result is the gradient of the joined batch.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
 """Our networks under the names of junyanz/pytorch-CycleGAN-and-pix2pix, so that people can go back.
 
 His U-Net is a recursion: B(k) = model.model.1 followed by (k-1) times .model.3 is the block of our
-e(k+1) and d(N-k). Written are the generators that his code can build; what it cannot hold (a norm at the
-bottleneck, no skips, another eps, biases beside a batch norm) raises, naming what.
+e(k+1) and d(N-k). Written are the generators that his code can build; what it cannot hold (a norm
+at the bottleneck, no skips, another eps, biases beside a batch norm) raises, naming what.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from pix2pix_fast.train.networks import PatchGAN, ResNet, UNet
+from torch import Tensor, nn
 
 State = dict[str, Tensor]
 
@@ -121,7 +120,7 @@ def _co(conv: nn.Module) -> int:
 
 
 def _norm(state: State, name: str, norm: nn.Module) -> None:
-    """BatchNorm2d's five entries; a per-image norm was never given running ones: 0 and 1, uncounted."""
+    """BatchNorm2d's five entries; a per-image norm has no running statistics: 0 and 1, uncounted."""
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     if weight is None or bias is None:
         return  # no norm, or one without weight and bias

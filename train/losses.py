@@ -1,11 +1,11 @@
 """The objective: a GAN term (three kinds, conditional or not) and L1, each with its weight.
 
-    vanilla  D: softplus(-D(real)) + softplus(D(fake))     G: softplus(-D(fake))      on logits = BCE
+    vanilla  D: softplus(-D(real)) + softplus(D(fake))     G: softplus(-D(fake))     (BCE on logits)
     lsgan    D: (D(real) - 1)^2 + D(fake)^2                G: (D(fake) - 1)^2
     wgangp   D: D(fake) - D(real) + penalty                G: -D(fake)
 
-Every term is the mean over patches and images. D's sum is halved where the recipe says so (junyanz);
-the penalty never is. L_G = gan_weight * GAN + l1_weight * mean|G(x) - t|.
+Every term is the mean over patches and images. D's sum is halved where the recipe says so
+(junyanz); the penalty never is. L_G = gan_weight * GAN + l1_weight * mean|G(x) - t|.
 """
 
 from __future__ import annotations

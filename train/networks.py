@@ -1,7 +1,8 @@
-"""The networks of pix2pix in PyTorch: what is trained, what the engine is tested against, the eager baseline.
+"""The networks of pix2pix in PyTorch: what is trained, what the engine is tested against, the eager
+baseline.
 
-U-Net and encoder-decoder: e1..eN, d1..dN, every layer a 4x4 convolution with stride 2 and padding 1;
-ResNet-6/9: c1..c3, b1..b9, u1, u2, c4;  PatchGAN with n = 0..6: c1..c(n+2).
+U-Net and encoder-decoder: e1..eN, d1..dN, every layer a 4x4 convolution with stride 2 and padding
+1; ResNet-6/9: c1..c3, b1..b9, u1, u2, c4;  PatchGAN with n = 0..6: c1..c(n+2).
 d1 is the innermost decoder layer; dk (k >= 2) reads [skip e(N+1-k), d(k-1)], in this order.
 Plain float32 or float64 on any device. The shape after each layer stands beside it.
 Read next: losses.py for what they minimise, ../csrc/model.h for the same list in the engine.
@@ -29,10 +30,12 @@ NORMS: tuple[NormKind, ...] = ("batch", "image", "instance", "none")
 
 
 class ImageNorm(nn.Module):
-    """Normalise every image and channel by its own mean and biased variance; (n, c, h, w) to the same.
+    """Normalise every image and channel by its own mean and biased variance; (n, c, h, w) to the
+    same.
 
     A batch-norm layer in training mode gives the same on one image; in a batch it mixes the images.
-    PyTorch's InstanceNorm refuses 1x1 maps: here they come out as the bias (or 0), as the method does.
+    PyTorch's InstanceNorm refuses 1x1 maps: here they come out as the bias (or 0), as the method
+    does.
     """
 
     def __init__(self, channels: int, *, affine: bool = True, eps: float = 1e-5) -> None:
@@ -75,7 +78,7 @@ def make_norm(kind: NormKind, channels: int, eps: float = 1e-5) -> nn.Module:
 
 
 def dropout_places(style: Literal["junyanz", "paper", "none"], depth: int) -> tuple[str, ...]:
-    """Decoder layers followed by dropout: d2..d(depth-4) in junyanz's code, d1..d3 in the paper's."""
+    """Decoder layers before a dropout: d2..d(depth-4) in junyanz's code, d1..d3 in the paper's."""
     if style == "none":
         return ()
     if style == "junyanz":
@@ -86,7 +89,8 @@ def dropout_places(style: Literal["junyanz", "paper", "none"], depth: int) -> tu
 
 
 def keep_mask(seed: int, frame: int, layer: int, h: int, w: int, c: int) -> np.ndarray:
-    """The engine's seeded dropout restated: (c, h, w) bool, True where the element is kept (p = 0.5).
+    """The engine's seeded dropout restated: (c, h, w) bool, True where the element is kept (p =
+    0.5).
 
     `layer` is the position in e1..eN, d1..dN from 0; an element's number is (y*w + x)*c + channel.
     """
@@ -104,7 +108,8 @@ def keep_mask(seed: int, frame: int, layer: int, h: int, w: int, c: int) -> np.n
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Reflect `x` (n, c, h, w) at the right and bottom up to the next multiple; repeats when needed.
+    """Reflect `x` (n, c, h, w) at the right and bottom up to the next multiple; repeats when
+    needed.
 
     The index rule is np.pad(mode="reflect"); an axis of one pixel repeats that pixel.
     """
@@ -214,7 +219,7 @@ class UNet(nn.Module):
         frame: int = 0,
         record: Callable[[str, Tensor], None] | None = None,
     ) -> Tensor:
-        """`seed`: the engine's counter-based dropout in place of PyTorch's; `record`: see activations."""
+        """`seed`: the engine's counter-based dropout, not PyTorch's; `record`: see activations."""
         stack: list[Tensor] = []
         for k in range(1, self.depth + 1):
             x = self._layer(f"e{k}", F.leaky_relu(x, 0.2) if k > 1 else x, seed, frame, record)
@@ -256,7 +261,7 @@ class UNet(nn.Module):
         return outputs
 
     def translate(self, x: Tensor, *, seed: int | None = None, frame: int = 0) -> Tensor:
-        """Any h and w >= 1: reflect at right and bottom to the multiple of 2^depth, run, crop back."""
+        """Any h and w >= 1: reflect at right and bottom to a multiple of 2^depth, run, crop."""
         h, w = x.shape[2:]
         return self(pad_to_multiple(x, 2**self.depth), seed=seed, frame=frame)[:, :, :h, :w]
 
@@ -290,7 +295,7 @@ class UNet(nn.Module):
         return net.eval()
 
     def to_tensors(self) -> dict[str, np.ndarray]:
-        """Float32 tensors under the names of our file: <layer>.weight, .bias, .norm.{weight,bias,mean,var}."""
+        """Float32 under our file's names: <layer>.weight, .bias, .norm.{weight,bias,mean,var}."""
         return {
             _file_name(name): value.detach().float().cpu().contiguous().numpy()
             for name, value in self.state_dict().items()
@@ -323,7 +328,8 @@ def _file_name(name: str) -> str:
 
 
 class ResNet(nn.Module):
-    """The ResNet generator of CycleGAN's code with `blocks` (6 or 9) residual blocks, reflection padding.
+    """The ResNet generator of CycleGAN's code with `blocks` (6 or 9) residual blocks, reflection
+    padding.
 
     Maps (n, in_channels, h, w) to (n, out_channels, h, w); h and w multiples of 4.
     """
@@ -382,10 +388,12 @@ class ResNet(nn.Module):
 
 
 class PatchGAN(nn.Module):
-    """The discriminator: one logit per patch. n = 0..6 gives receptive fields 1, 16, 34, 70, 142, 286, 574.
+    """The discriminator: one logit per patch. n = 0..6 gives receptive fields 1, 16, 34, 70, 142,
+    286, 574.
 
-    Reads (n, in_channels, h, w): the input's channels then the output's when conditional (the caller
-    concatenates, see losses.py), the output's alone when not. n strided layers, then two of stride 1.
+    Reads (n, in_channels, h, w): the input's channels then the output's when conditional (the
+    caller concatenates, see losses.py), the output's alone when not. n strided layers, then two of
+    stride 1.
     """
 
     RECEPTIVE_FIELDS = (1, 16, 34, 70, 142, 286, 574)
@@ -406,7 +414,8 @@ class PatchGAN(nn.Module):
         bias = norm == "instance"
         width = [in_channels] + [ndf * min(2**k, 8) for k in range(max(n, 1) + 1)]
         self.layers = nn.ModuleList()
-        # n 3, ndf 64, 256x256: (64, 128, 128), (128, 64, 64), (256, 32, 32), (512, 31, 31), (1, 30, 30)
+        # n 3, ndf 64, 256x256: (64, 128, 128), (128, 64, 64), (256, 32, 32), (512, 31, 31), (1, 30,
+        # 30)
         for k in range(1, len(width)):
             ci, co, first = width[k - 1], width[k], k == 1
             kernel, stride, padding = (1, 1, 0) if n == 0 else (4, 2 if k <= n else 1, 1)
@@ -424,7 +433,7 @@ class PatchGAN(nn.Module):
 
 
 def image_twin(net: nn.Module) -> nn.Module:
-    """`net` as the engine runs it: each image's own statistics, no dropout; the weights are shared."""
+    """`net` as the engine runs it: each image's own statistics, no dropout; weights are shared."""
     with torch.no_grad():
         twin = copy.deepcopy(net, {id(p): p for p in net.parameters()})
     for parent in list(twin.modules()):

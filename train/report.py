@@ -1,4 +1,5 @@
-"""What a run shows: progress bar, log.jsonl, TensorBoard, sample grids, and a self-contained gallery.
+"""What a run shows: progress bar, log.jsonl, TensorBoard, sample grids, and a self-contained
+gallery.
 
 RUN/log.jsonl          one JSON object per line: start, steps, epoch, evaluate, end
 RUN/samples/0005.png   rows of input, output, truth of held-out pairs after epoch 5
@@ -20,18 +21,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
-
 from pix2pix_fast.train import colour
 from pix2pix_fast.train.data import to_pixels
 from pix2pix_fast.train.state import write_atomically
+from torch import Tensor
 
 LOG = logging.getLogger("pix2pix_fast.train")
 Rows = list[tuple[Tensor, Tensor, Tensor]]
 
 
 def picture(x: Tensor, lightness: Tensor | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 of a (c, h, w) tensor: Lab colours with their lightness, gray as gray, else RGB."""
+    """(H, W, 3) uint8 of a (c, h, w) tensor: Lab colours with their lightness, gray, or RGB."""
     if lightness is not None and x.shape[0] == 2:
         return colour.join(lightness, x)
     pixels = to_pixels(x)
@@ -53,7 +53,7 @@ def grid(rows: Rows) -> np.ndarray:
 
 
 class Report:
-    """One per run and process. quiet: no bar, no TensorBoard. mute: nothing at all (other ranks)."""
+    """One per process. quiet: no bar, no TensorBoard. mute: nothing at all (other ranks)."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ def _write(file: Any, text: str) -> None:
 
 
 def gallery(run: Path, values: dict[str, Any], most: int = 12) -> str:
-    """The page: one row per held-out pair: input, truth, and its output after up to `most` epochs."""
+    """The page, one row per held-out pair: input, truth, its output after up to `most` epochs."""
     grids = sorted((run / "samples").glob("*.png"))
     if len(grids) > most:  # spread over the run, the first and the last included
         grids = [grids[round(i * (len(grids) - 1) / (most - 1))] for i in range(most)]

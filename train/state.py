@@ -1,7 +1,7 @@
 """Files of a run, written whole or not at all.
 
-last.pt holds everything that the next step depends on; best.pt the same from the epoch with the lowest
-held-out L1. Both are read with weights_only=True: reading a run folder never runs code from it.
+last.pt holds everything that the next step depends on; best.pt the same from the epoch with the
+lowest held-out L1. Both are read with weights_only=True: reading never runs code.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError | RuntimeError):  # torch wraps write errors in RuntimeError
@@ -60,7 +60,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def random_state() -> dict[str, Any]:
-    """PyTorch's generators (dropout, penalty); the data's randomness follows from the epoch alone."""
+    """PyTorch's generators (dropout, penalty); the data's randomness follows from the epoch."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()

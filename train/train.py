@@ -24,14 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-
 from pix2pix_fast.train import distributed, networks, state
 from pix2pix_fast.train.data import Batches, Pairs, has_split, steps_per_epoch
 from pix2pix_fast.train.evaluation.pixel import pixel_metrics
 from pix2pix_fast.train.losses import Objective
 from pix2pix_fast.train.report import Report
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 Batch = tuple[Tensor, Tensor]  # input (n, ci, h, w), target (n, co, h, w) in [-1, 1]
 AUTOCAST = {"f32": None, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -211,8 +210,8 @@ def train(
     """Trains `values` (of recipes.load) on the folder `data` into the folder `run`.
 
     resume: continue run/last.pt; `values` may differ from the stored ones in CHANGEABLE only.
-    max_steps: stop (and save) after so many steps in all. Returns the trainer. Raises DataError, StateError, TrainingStopped, KeyboardInterrupt
-    (after saving).
+    max_steps: stop (and save) after so many steps in all. Returns the trainer. Raises DataError,
+    StateError, TrainingStopped, KeyboardInterrupt (after saving).
     """
     run = Path(run)
     device = distributed.start(device)

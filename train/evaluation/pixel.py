@@ -1,7 +1,7 @@
 """L1, PSNR and SSIM of outputs against truths, by torchmetrics, pixel values in 0..1.
 
-These reward blur: an L1-only model wins them and looks worse. They tell a broken model from a working
-one and compare runs of one recipe; how real a picture looks they do not measure.
+These reward blur: an L1-only model wins them and looks worse. They tell a broken model from a
+working one and compare runs of one recipe; how real a picture looks they do not measure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ NAMES = ("l1", "psnr", "ssim")
 
 
 def pixel_metrics(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Mean over (output, truth) pairs, each (c, h, w) in [-1, 1]: l1 (0..1), psnr (dB), ssim (-1..1).
+    """Mean over (output, truth) pairs, each (c, h, w) in [-1, 1]: l1 (0..1), psnr (dB), ssim
+    (-1..1).
 
     Each picture counts the same; a PSNR is capped at 100 dB, so that one perfect picture is finite.
     """

@@ -1,8 +1,9 @@
 """Recipes: a module of this folder lists one or several under RECIPES, each only with what differs.
 
-DEFAULTS is the method as junyanz's PyTorch code runs it on the paper's values ("J" in docs/training.md);
-a recipe names its `base`, or differs from DEFAULTS. `load` resolves, checks every name, and returns one
-flat dict of plain values, which is saved as JSON in the run folder and in each model's card.
+DEFAULTS is the method as junyanz's PyTorch code runs it on the paper's values ("J" in
+docs/training.md); a recipe names its `base`, or differs from DEFAULTS. `load` resolves, checks
+every name, and returns one flat dict of plain values, which is saved as JSON in the run folder and
+in each model's card.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def names() -> list[str]:
 
 
 def load(name: str, **overrides: Any) -> Values:
-    """The values of recipe `name` with `overrides` on top; an unknown recipe or value raises ValueError."""
+    """The values of recipe `name`, `overrides` on top; ValueError for unknown names."""
     recipes = _all()
     if name not in recipes:
         raise ValueError(f"no recipe {name!r}; there are: {', '.join(sorted(recipes))}")

@@ -1,4 +1,4 @@
-"""Aerial photos and maps: 1096 pairs, the photo left. Trained at 256, fully convolutional at 512."""
+"""Aerial photos and maps: 1096 pairs, the photo left. Trained at 256, used at 512 too."""
 
 RECIPES = {
     "maps": {"task": "aerial photo to map", "direction": "AtoB"},

@@ -1,7 +1,7 @@
 """Table 1 of the paper: the losses, on Cityscapes labels to photo. L1+cGAN is the method itself.
 
-"GAN" is the unconditional discriminator, which sees the output alone. 200 epochs at a constant rate and
-dropout on d1..d3, as the paper's code.
+"GAN" is the unconditional discriminator, which sees the output alone. 200 epochs at a constant
+rate and dropout on d1..d3, as the paper's code.
 """
 
 PAPER = {

@@ -1,4 +1,4 @@
-"""Table 3 of the paper: the receptive field of the discriminator, L1+cGAN. 70x70 is the method itself."""
+"""Table 3 of the paper: D's receptive field, with L1+cGAN. 70x70 is the method itself."""
 
 RECIPES = {
     "table3_pixel": {"base": "table1_l1_cgan", "d_layers": 0},
