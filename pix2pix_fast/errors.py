@@ -11,7 +11,7 @@ class P2PError(Exception):
 
 
 class ModelFormatError(P2PError, ValueError):
-    """A model file or its parts are not what they must be; the message names the tensor or field."""
+    """A model file or a part of it is not what it must be; the message names which and the rule."""
 
 
 class BackendUnavailable(P2PError, RuntimeError):

@@ -1,9 +1,9 @@
 """Our model file: safetensors, whose metadata records what tensors cannot say.
 
-`Architecture` is the U-Net as data, `Model` adds weights and a card, `load` and `save` move it from
-and to disk. A file is read once into private memory and never stays open or mapped; everything in
-it is checked before it is used: names, types, shapes, values, digest (docs/model-file.md has the
-format, docs/decisions/002-model-file.md the reasons). Foreign files are checkpoints.py's business.
+`Model` is an architecture (architecture.py) with weights and a card; `load` and `save` move it from
+and to disk, `describe` reads no weights. A file is read once into private memory and never stays open or mapped; everything in
+it is checked before it is used: names, types, shapes, values, digest. docs/model-file.md has the
+format, docs/decisions/002-model-file.md the reasons. Foreign files are checkpoints.py's business.
 """
 
 from __future__ import annotations
@@ -12,183 +12,42 @@ import hashlib
 import io
 import json
 import math
-import mmap
 import os
 import re
-import secrets
-import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, cast
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
+from .architecture import Architecture
 from .errors import ModelFormatError
+from .tensorfile import (
+    DTYPES,
+    ITEM_BYTES,
+    Array,
+    Entry,
+    Header,
+    Shape,
+    all_finite,
+    atomic_file,
+    from_float32,
+    is_whole,
+    open_file,
+    parse_json,
+    read_header,
+    read_raw,
+    show,
+    to_float32,
+)
+
+__all__ = ["Architecture", "Model", "describe", "load", "save"]
 
 FORMAT = 1  # the newest version that this code reads and the one it writes
-MAX_HEADER_BYTES = 1 << 18  # a U-Net of 9 levels needs about 24 KB; parsing costs < 8 MiB at the cap
 MAX_METADATA_BYTES = 1 << 16
 MAX_NESTING = 8
 MAX_TEXT = 4096  # characters in one text of the card
-MAX_CHANNELS = 4096
 OWN_KEY = "pix2pix_fast"  # the metadata entry that makes a safetensors file ours
-
-Array = np.ndarray[Any, np.dtype[Any]]
-Norm = Literal["image", "running"]
-Shape = tuple[int, ...]
-
-# name in the file -> how numpy holds the bytes; numpy has no bfloat16, so its bits stay uint16
-DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-CHUNK = 1 << 20  # elements looked at together: temporaries stay in cache and small
-
-
-# -- the network as data ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A pix2pix U-Net: layers e1..eN, d1..dN (d1 innermost), each 4x4, stride 2, padding 1.
-
-    e_k has ngf * min(2^(k-1), 8) channels; dk (k >= 2) reads [e(N+1-k), d(k-1)] with skips, else
-    d(k-1). Norms stand after e2..e(N-1), d1..d(N-1), and after eN with bottleneck_norm.
-
-    depth: N, 2 to 9. ngf, in_channels, out_channels: 1 to 4096.
-    skips: False is the paper's encoder-decoder.
-    norm: "image": statistics of each picture; "running": stored ones are in the file as well;
-        "none": no norms.
-    affine: norms have weight and bias. eps: of the norms, 1e-12 to 1.
-    dropout: the layers among d1..d(N-1) followed by dropout of 0.5.
-    tanh: at the end, else identity.
-    trained_norm: the statistics it was trained with: "image", "batch" (the same where the batch was
-        1) or "none"; left empty it follows from `norm`.
-
-    Raises ModelFormatError naming the field.
-    """
-
-    depth: int
-    ngf: int
-    in_channels: int
-    out_channels: int
-    skips: bool = True
-    norm: Literal["image", "running", "none"] = "image"
-    affine: bool = True
-    eps: float = 1e-5
-    bottleneck_norm: bool = False
-    dropout: tuple[str, ...] = ()
-    tanh: bool = True
-    trained_norm: str = ""
-
-    def __post_init__(self) -> None:
-        _whole("depth", self.depth, 2, 9)
-        for name in ("ngf", "in_channels", "out_channels"):
-            _whole(name, getattr(self, name), 1, MAX_CHANNELS)
-        for name in ("skips", "affine", "bottleneck_norm", "tanh"):
-            if type(getattr(self, name)) is not bool:
-                _refuse(name, "true or false", getattr(self, name))
-        if self.norm not in ("image", "running", "none"):
-            _refuse("norm", "'image', 'running' or 'none'", self.norm)
-        if type(self.eps) not in (int, float) or not 1e-12 <= self.eps <= 1:
-            _refuse("eps", "a number from 1e-12 to 1", self.eps)
-        places = [f"d{k}" for k in range(1, self.depth)]
-        if not isinstance(self.dropout, tuple) or len(set(self.dropout)) != len(self.dropout):
-            _refuse("dropout", "a tuple of different layer names", self.dropout)
-        for layer in self.dropout:
-            if layer not in places:
-                _refuse("dropout", f"layers among d1..d{self.depth - 1}", layer)
-        implied = {"image": "image", "running": "batch", "none": "none"}[self.norm]
-        if self.trained_norm == "":
-            object.__setattr__(self, "trained_norm", implied)
-        allowed = ("none",) if self.norm == "none" else ("image", "batch")
-        if self.trained_norm not in allowed:
-            _refuse("trained_norm", f"one of {allowed} with norm '{self.norm}'", self.trained_norm)
-
-    @property
-    def multiple(self) -> int:
-        """Heights and widths are padded to a multiple of this."""
-        return 1 << self.depth
-
-    def layers(self, norm: Norm = "image") -> list[dict[str, Any]]:
-        """The layer list of the core: dicts of name, op, ci, co, slope, norm, eps, skip, dropout, tanh.
-
-        norm="running" describes the net after `Model.core_tensors("running")` folded the norms.
-        """
-        if norm not in ("image", "running"):
-            raise ValueError(f"norm: expected 'image' or 'running', got {norm!r}")
-        n, width = self.depth, [self.in_channels]
-        width += [self.ngf * min(2 ** (k - 1), 8) for k in range(1, self.depth + 1)]
-        keep = norm == "image"
-        down = [
-            {
-                "name": f"e{k}",
-                "op": "conv4x4s2",
-                "ci": width[k - 1],
-                "co": width[k],
-                "slope": 1.0 if k == 1 else 0.2,
-                "norm": keep and f"e{k}" in self.normed(),
-                "eps": float(self.eps),
-                "skip": "",
-                "dropout": 0.0,
-                "tanh": False,
-            }
-            for k in range(1, n + 1)
-        ]
-        up = [
-            {
-                "name": f"d{k}",
-                "op": "deconv4x4s2",
-                "ci": width[n + 1 - k] * (2 if self.skips and k > 1 else 1),
-                "co": self.out_channels if k == n else width[n - k],
-                "slope": 0.0,
-                "norm": keep and f"d{k}" in self.normed(),
-                "eps": float(self.eps),
-                "skip": f"e{n + 1 - k}" if self.skips and k > 1 else "",
-                "dropout": 0.5 if f"d{k}" in self.dropout else 0.0,
-                "tanh": self.tanh and k == n,
-            }
-            for k in range(1, n + 1)
-        ]
-        return down + up
-
-    def normed(self) -> list[str]:
-        """Names of the layers followed by a norm."""
-        if self.norm == "none":
-            return []
-        last = self.depth if self.bottleneck_norm else self.depth - 1
-        return [f"e{k}" for k in range(2, last + 1)] + [f"d{k}" for k in range(1, self.depth)]
-
-    def shapes(self) -> dict[str, Shape]:
-        """Every tensor that the file holds, in layer order; `<layer>.bias` may be absent there.
-
-        Convolutions are (co, ci, 4, 4), transposed ones (ci, co, 4, 4), the rest (co,).
-        """
-        shapes: dict[str, Shape] = {}
-        normed = set(self.normed())
-        for layer in self.layers():
-            name, ci, co = layer["name"], layer["ci"], layer["co"]
-            conv = layer["op"] == "conv4x4s2"
-            shapes[f"{name}.weight"] = (co, ci, 4, 4) if conv else (ci, co, 4, 4)
-            shapes[f"{name}.bias"] = (co,)
-            if name in normed:
-                parts = ["weight", "bias"] * self.affine + ["mean", "var"] * (self.norm == "running")
-                shapes |= {f"{name}.norm.{part}": (co,) for part in parts}
-        return shapes
-
-
-def _refuse(name: str, expected: str, got: object) -> NoReturn:
-    raise ModelFormatError(f"architecture: {name} must be {expected}, got {show(got)}")
-
-
-def _whole(name: str, value: object, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        _refuse(name, f"a whole number from {low} to {high}", value)
-
-
-def show(value: object) -> str:
-    """`value` for an error message: escaped, so that a file cannot steer a terminal, and short."""
-    text = ascii(value)
-    return text if len(text) <= 120 else text[:117] + "..."
-
 
 # -- weights ---------------------------------------------------------------------------------------
 
@@ -212,54 +71,12 @@ class StoredTensors(Mapping[str, Array]):
         return len(self._raw)
 
     def shape(self, name: str) -> Shape:
-        return self._raw[name].shape
+        shape: Shape = self._raw[name].shape
+        return shape
 
     def release(self, name: str) -> None:
         """Forget one tensor; its memory goes back to the system when nobody else holds it."""
-        del self._raw[name]
-
-
-def to_float32(raw: Array) -> Array:
-    """float32 of a tensor as DTYPES holds it; no copy where it is float32 already."""
-    if raw.dtype.kind == "u":  # bfloat16 is the upper half of a float32
-        wide = raw.astype(np.uint32)
-        wide <<= 16
-        value: Array = wide.view(np.float32)
-    else:
-        value = raw.astype(np.float32, copy=False)
-    value = value.view()
-    value.flags.writeable = False
-    return value
-
-
-def from_float32(value: Array, dtype: str, where: str) -> Array:
-    """The reverse, rounded to nearest even. `dtype` is a key of DTYPES."""
-    if dtype == "F32":
-        return np.ascontiguousarray(value, dtype="<f4")
-    if dtype == "F16":
-        with np.errstate(over="ignore"):
-            raw = np.ascontiguousarray(value, dtype="<f2")
-    else:
-        bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)
-        odd = (bits >> 16) & 1
-        raw = ((bits + (odd + 0x7FFF)) >> 16).astype("<u2")
-    if not all_finite(raw):
-        raise ModelFormatError(f"{where}: has values too large for {dtype}")
-    return raw
-
-
-def all_finite(raw: Array) -> bool:
-    """No NaN and no infinity in a tensor as DTYPES holds it (or in a float64)."""
-    mask = {"<u2": 0x7F80, "<f2": 0x7C00}.get(raw.dtype.newbyteorder("<").str)
-    flat = raw.reshape(-1)
-    for start in range(0, flat.size, CHUNK):
-        part = flat[start : start + CHUNK]
-        if mask is None:
-            if not np.isfinite(part).all():
-                return False
-        elif ((part.view(np.uint16) & np.uint16(mask)) == mask).any():
-            return False
-    return True
+        self._raw.pop(name, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,7 +109,7 @@ class Model:
         check_shapes(self.architecture, shapes, "model")
         check_card(self.card, "model")
 
-    def layers(self, norm: Norm = "image") -> list[dict[str, Any]]:
+    def layers(self, norm: str = "image") -> list[dict[str, Any]]:
         """The layer list of the core, see `Architecture.layers`.
 
         Raises ValueError for norm="running" without stored statistics.
@@ -300,8 +117,8 @@ class Model:
         self._check_norm(norm)
         return self.architecture.layers(norm)
 
-    def core_tensors(self, norm: Norm = "image", *, release: bool = False) -> Mapping[str, Array]:
-        """The tensors that go with `layers(norm)`: float32, C order, each made when it is looked up.
+    def core_tensors(self, norm: str = "image", *, release: bool = False) -> Mapping[str, Array]:
+        """The tensors of `layers(norm)`: float32, C order, each made when it is looked up.
 
         norm="running" folds the stored statistics into weight and bias, in float64.
         release=True drops every tensor from this model once it was looked up, so that raw and
@@ -360,9 +177,9 @@ class CoreTensors(Mapping[str, Array]):
             value = self._fold(layer, part)
         else:
             value = np.ascontiguousarray(self._tensors[name], dtype=np.float32)
-        if layer in self._folded or not isinstance(self._tensors, StoredTensors):
-            if not all_finite(value):
-                raise ModelFormatError(f"model: tensor {name!r} has NaN or infinite values")
+        unchecked = layer in self._folded or not isinstance(self._tensors, StoredTensors)
+        if unchecked and not all_finite(value):
+            raise ModelFormatError(f"model: tensor {name!r} has NaN or infinite values")
         if self._release:
             self._left.discard(name)
             self._drop(layer, part)
@@ -372,9 +189,7 @@ class CoreTensors(Mapping[str, Array]):
         """y = (conv(x) + b - mean) * scale + beta with scale = gamma / sqrt(var + eps)."""
 
         def get(name: str, default: float) -> Array:
-            full = f"{layer}.{name}"
-            found = self._tensors[full] if full in self._tensors else default
-            return np.asarray(found, dtype=np.float64)
+            return np.asarray(self._tensors.get(f"{layer}.{name}", default), dtype=np.float64)
 
         scale = get("norm.weight", 1.0) / np.sqrt(get("norm.var", 1.0) + self._eps)
         if part == "bias":
@@ -386,11 +201,13 @@ class CoreTensors(Mapping[str, Array]):
             return folded.astype(np.float32)
 
     def _drop(self, layer: str, part: str) -> None:
-        stored = cast(StoredTensors, self._tensors)
-        stored.release(f"{layer}.{part}") if f"{layer}.{part}" in stored else None
+        """Forget what no later look-up needs; a folded layer's norm goes with its last tensor."""
+        assert isinstance(self._tensors, StoredTensors)
+        gone = [f"{layer}.{part}"]
         if layer in self._folded and not {f"{layer}.weight", f"{layer}.bias"} & self._left:
-            for name in [n for n in stored if n.startswith(f"{layer}.norm.")]:
-                stored.release(name)
+            gone += [name for name in self._tensors if name.startswith(f"{layer}.norm.")]
+        for name in gone:
+            self._tensors.release(name)
 
 
 def check_shapes(architecture: Architecture, shapes: Mapping[str, Shape], where: str) -> None:
@@ -430,7 +247,7 @@ CARD: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "direction": ("'AtoB' or 'BtoA'", lambda v: v in ("AtoB", "BtoA")),
     "size": (
         "[height, width] from 1 to 65536",
-        lambda v: isinstance(v, list) and len(v) == 2 and all(_is_whole(i, 1, 65536) for i in v),
+        lambda v: isinstance(v, list) and len(v) == 2 and all(is_whole(i, 1, 65536) for i in v),
     ),
     "value_range": ("[-1, 1]", lambda v: v == [-1, 1]),
     "dropout_places": ("'recorded' or 'assumed'", lambda v: v in ("recorded", "assumed")),
@@ -438,10 +255,6 @@ CARD: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "metrics": ("an object", lambda v: isinstance(v, dict)),
 }
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def _is_whole(value: object, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
 
 
 def check_card(card: object, where: str) -> None:
@@ -481,190 +294,13 @@ def _check_plain(value: object, where: str, depth: int) -> None:
         raise ModelFormatError(f"{where} must be plain JSON values, got {show(value)}")
 
 
-# -- JSON from a stranger ---------------------------------------------------------------------------
-
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-
-
-def parse_json(data: bytes, where: str, max_nesting: int) -> Any:
-    """JSON without duplicate keys, NaN, long numbers or deep nesting. Raises ModelFormatError."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ModelFormatError(f"{where}: the name {show(twice)} occurs twice")
-        return result
-
-    def whole(digits: str) -> int:
-        if len(digits) > 18:  # more than any size; int() of a million digits takes minutes
-            raise ModelFormatError(f"{where}: the number {digits[:20]}... is out of range")
-        return int(digits)
-
-    def number(digits: str) -> float:
-        value = float(digits)
-        if not math.isfinite(value):
-            raise ModelFormatError(f"{where}: the number {digits[:20]} is out of range")
-        return value
-
-    def constant(name: str) -> NoReturn:
-        raise ModelFormatError(f"{where}: {name} is not JSON")
-
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ModelFormatError(f"{where}: not UTF-8 at byte {error.start}") from None
-    bare = np.frombuffer(_STRING.sub("", text).encode(), dtype=np.uint8)
-    opened = np.isin(bare, list(b"[{")).astype(np.int32) - np.isin(bare, list(b"]}"))
-    if bare.size and int(np.cumsum(opened, dtype=np.int32).max()) > max_nesting:
-        raise ModelFormatError(f"{where}: JSON nested more than {max_nesting} deep")
-    try:
-        return json.loads(
-            text,
-            object_pairs_hook=unique,
-            parse_int=whole,
-            parse_float=number,
-            parse_constant=constant,
-        )
-    except ModelFormatError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{where}: not JSON: {show(str(error))}") from None
-
-
-# -- safetensors -----------------------------------------------------------------------------------
-
-
-class Entry(NamedTuple):
-    dtype: str
-    shape: Shape
-    begin: int  # bytes from the start of the file
-    end: int
-
-
-class Header(NamedTuple):
-    tensors: dict[str, Entry]  # in the order of their bytes
-    metadata: dict[str, str]
-
-
-FOREIGN_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}
-
-
-def read_header(stream: BinaryIO, where: str) -> Header:
-    """The checked header of a safetensors file: the tensors fill the rest of it exactly, once.
-
-    Reads no tensor. Raises ModelFormatError naming the tensor or field and the rule.
-    """
-    size = stream.seek(0, os.SEEK_END)
-    stream.seek(0)
-    start = stream.read(8)
-    if len(start) < 8:
-        raise ModelFormatError(f"{where}: {size} bytes are too few for a safetensors file")
-    length = int.from_bytes(start, "little")
-    if length > MAX_HEADER_BYTES:
-        raise ModelFormatError(
-            f"{where}: header of {length} bytes, at most {MAX_HEADER_BYTES} are accepted"
-        )
-    if 8 + length > size:
-        raise ModelFormatError(f"{where}: header of {length} bytes in a file of {size}")
-    data = stream.read(length)
-    if not data.startswith(b"{"):
-        raise ModelFormatError(f"{where}: the header does not begin with '{{'")
-    header = parse_json(data, f"{where}: header", 4)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ModelFormatError(f"{where}: header: __metadata__ must map texts to texts")
-    entries = {
-        name: _entry(value, f"{where}: tensor {show(name)}", 8 + length, size)
-        for name, value in header.items()
-    }
-    tensors = dict(sorted(entries.items(), key=lambda item: item[1].begin))
-    position, before = 8 + length, "the header"
-    for name, entry in tensors.items():
-        if entry.begin != position:
-            what = "overlaps" if entry.begin < position else "leaves a hole after"
-            raise ModelFormatError(f"{where}: tensor {show(name)} {what} {before}")
-        position, before = entry.end, f"tensor {show(name)}"
-    if position != size:
-        raise ModelFormatError(f"{where}: {size - position} trailing bytes after {before}")
-    return Header(tensors, metadata)
-
-
-def _entry(value: object, where: str, start: int, size: int) -> Entry:
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise ModelFormatError(f"{where}: expected dtype, shape and data_offsets, got {show(value)}")
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in FOREIGN_BYTES:
-        raise ModelFormatError(f"{where}: dtype {show(dtype)}, expected F32, F16 or BF16")
-    if (
-        not isinstance(shape, list)
-        or len(shape) > 4
-        or not all(_is_whole(n, 1, 2**31 - 1) for n in shape)
-    ):
-        raise ModelFormatError(
-            f"{where}: shape {show(shape)}, expected at most 4 sizes from 1 to 2^31 - 1"
-        )
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(_is_whole(n, 0, 2**62) for n in offsets)
-        or offsets[0] > offsets[1]
-    ):
-        raise ModelFormatError(f"{where}: data_offsets {show(offsets)}, expected [begin, end]")
-    begin, end = (start + n for n in offsets)
-    if end > size:
-        raise ModelFormatError(f"{where}: data to byte {end} in a file of {size}")
-    expected = math.prod(shape) * FOREIGN_BYTES[dtype]
-    if end - begin != expected:
-        raise ModelFormatError(
-            f"{where}: {end - begin} bytes of data, {dtype} {show(shape)} takes {expected}"
-        )
-    return Entry(dtype, tuple(shape), begin, end)
-
-
-def read_raw(stream: BinaryIO, entry: Entry, where: str) -> Array:
-    """The bytes of one tensor as DTYPES holds them, in memory of its own.
-
-    Large ones get pages of their own, which return to the system the moment the tensor is dropped;
-    malloc would keep many of them.
-    """
-    size = entry.end - entry.begin
-    buffer = mmap.mmap(-1, size) if size >= 1 << 18 else bytearray(size)
-    view, done = memoryview(buffer), 0
-    stream.seek(entry.begin)
-    while done < size:
-        count = cast(io.RawIOBase, stream).readinto(view[done:])
-        if not count:
-            raise ModelFormatError(f"{where}: the file became shorter while it was read")
-        done += count
-    return np.frombuffer(buffer, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
-
-
-@contextmanager
-def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A regular file opened to read, unbuffered. Raises ModelFormatError for anything else."""
-
-    def opener(name: str, flags: int) -> int:  # without O_NONBLOCK a FIFO would wait for a writer
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
-    try:
-        stream = open(path, "rb", buffering=0, opener=opener)  # noqa: SIM115
-    except IsADirectoryError:
-        raise ModelFormatError(f"{path}: is a folder, expected a model file") from None
-    with stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise ModelFormatError(f"{path}: is not a regular file")
-        yield cast(BinaryIO, stream)
-
-
 # -- our file --------------------------------------------------------------------------------------
 
 
 def load(source: str | os.PathLike[str] | bytes) -> Model:
     """Read one of our files, given as a path or as its bytes; the weights are in private memory.
 
-    Raises ModelFormatError for a file that is not wholly sound, OSError for one that cannot be read.
+    Raises ModelFormatError for a file that is not wholly sound, OSError for an unreadable one.
 
     >>> model = load("edges2shoes.safetensors")                           # doctest: +SKIP
     """
@@ -675,9 +311,9 @@ def load(source: str | os.PathLike[str] | bytes) -> Model:
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What one of our files says about itself, its header checked against the digest; no weights read.
+    """What one of our files says about itself; checks all of the header and reads no weights.
 
-    Keys: format, architecture (dict), card, digest, parameters, dtypes (of the weights), file_bytes.
+    Keys: format, architecture (a dict), card, digest, parameters, dtypes, file_bytes.
     Raises as `load` does.
     """
     with open_file(path) as stream:
@@ -728,12 +364,13 @@ def _about(stream: BinaryIO, where: str) -> tuple[Header, About]:
     header = read_header(stream, where)
     if not is_ours(header):
         raise ModelFormatError(
-            f"{where}: safetensors without {OWN_KEY!r} in its metadata: not one of our files. "
-            "Engine and checkpoints.read take foreign ones; `pix2pix-fast convert` makes one of ours"
+            f"{where}: safetensors without {OWN_KEY!r} in its metadata is not one of our files; "
+            "checkpoints.read takes foreign ones and `pix2pix-fast convert` makes one of ours of it"
         )
     if set(header.metadata) != {OWN_KEY, "digest"}:
         raise ModelFormatError(
-            f"{where}: __metadata__ must hold {OWN_KEY!r} and 'digest', got {show(list(header.metadata))}"
+            f"{where}: __metadata__ must hold {OWN_KEY!r} and 'digest' alone, "
+            f"got {show(list(header.metadata))}"
         )
     text = header.metadata[OWN_KEY]
     data = text.encode("utf-8", "surrogatepass")
@@ -745,15 +382,18 @@ def _about(stream: BinaryIO, where: str) -> tuple[Header, About]:
     if not isinstance(document, dict):
         raise ModelFormatError(f"{where}: metadata must be an object, got {show(document)}")
     version = document.get("format")
-    if not _is_whole(version, 1, 2**31):
+    if type(version) is not int or version < 1:
         raise ModelFormatError(f"{where}: metadata: format must be 1 or more, got {show(version)}")
-    if cast(int, version) > FORMAT:
+    if version > FORMAT:
         raise ModelFormatError(
-            f"{where}: format version {version} is newer than {FORMAT}, the newest this release reads"
+            f"{where}: format version {version} is newer than {FORMAT}, the newest that this "
+            "release reads; update pix2pix_fast"
         )
     _exactly(document, ["format", "architecture", "card", "sha256"], f"{where}: metadata")
     if header.metadata["digest"] != digest(text, header.tensors):
-        raise ModelFormatError(f"{where}: the digest does not match the header: the file is damaged")
+        raise ModelFormatError(
+            f"{where}: 'digest' does not match the header and metadata: the file is damaged"
+        )
     architecture = _architecture(document["architecture"], where)
     check_card(document["card"], where)
     hashes = document["sha256"]
@@ -822,7 +462,7 @@ def save(
     for name, shape in model.architecture.shapes().items():
         if name in model.tensors:
             kind = dtype.upper() if name.count(".") == 1 and name.endswith(".weight") else "F32"
-            end = position + math.prod(shape) * FOREIGN_BYTES[kind]
+            end = position + math.prod(shape) * ITEM_BYTES[kind]
             entries[name] = Entry(kind, shape, position, end)
             position = end
     hashes = dict.fromkeys(entries, "0" * 64)  # as long as the real ones: the data can go first
@@ -873,35 +513,3 @@ def _header_bytes(
 
 def _compact(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-@contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that takes the name `path` when the block ends well; nothing is left otherwise.
-
-    Written beside it, flushed to the disk, renamed.
-    """
-    folder, name = os.path.split(os.fspath(path))
-    part = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "xb") as stream:
-            yield cast(BinaryIO, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with_suppressed_unlink(part)
-        raise
-    if os.name == "posix":  # the rename itself must survive a power cut
-        handle = os.open(folder or ".", os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def with_suppressed_unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
