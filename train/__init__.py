@@ -1,1 +1,1 @@
-"""Training of pix2pix models: networks, losses, data, recipes, one loop. Needs the `train` extra."""
+"""Training of pix2pix models: networks, losses, data, recipes, loop. Needs the extra `train`."""

@@ -120,7 +120,7 @@ def _co(conv: nn.Module) -> int:
 
 
 def _norm(state: State, name: str, norm: nn.Module) -> None:
-    """BatchNorm2d's five entries; a per-image norm has no running statistics: 0 and 1, uncounted."""
+    """BatchNorm2d's five entries; a per-image norm has no running ones: 0 and 1, uncounted."""
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     if weight is None or bias is None:
         return  # no norm, or one without weight and bias

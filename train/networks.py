@@ -470,3 +470,11 @@ def make_generator(values: dict[str, Any]) -> nn.Module:
             *channels, blocks=int(kind[-1]), dropout=values["dropout"] != "none", **shared
         )
     raise ValueError(f"generator is unet, encdec, resnet6 or resnet9, got {kind!r}")
+
+
+def make_discriminator(values: dict[str, Any]) -> PatchGAN:
+    """The discriminator of a recipe's values."""
+    seen = values["in_channels"] * values["conditional"] + values["out_channels"]
+    return PatchGAN(
+        seen, n=values["d_layers"], ndf=values["ndf"], norm=values["norm"], eps=values["eps"]
+    )

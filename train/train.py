@@ -66,16 +66,7 @@ class Trainer:
         self.g = self._place(networks.make_generator(values))
         self.d: nn.Module | None = None
         if values["gan_weight"] > 0:
-            seen = values["in_channels"] * values["conditional"] + values["out_channels"]
-            self.d = self._place(
-                networks.PatchGAN(
-                    seen,
-                    n=values["d_layers"],
-                    ndf=values["ndf"],
-                    norm=values["norm"],
-                    eps=values["eps"],
-                )
-            )
+            self.d = self._place(networks.make_discriminator(values))
         torch.manual_seed(values["seed"] + distributed.rank())  # dropout differs between processes
         self.opt_g = self._adam(self.g)
         self.opt_d = self._adam(self.d) if self.d is not None else None

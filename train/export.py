@@ -1,0 +1,217 @@
+"""From a run to a model: our file for the engine, or junyanz's .pth for his code.
+
+    model = to_model("runs/facades")                      # also a Trainer, a UNet, last.pt or best.pt
+    to_file("runs/facades", "facades.safetensors", dtype="f16")
+    to_junyanz("runs/facades", "latest_net_G.pth")        # also one of our model files
+
+`to_file` runs the written file through the engine and through PyTorch and compares the pictures
+before it returns. The card tells what was trained, on what, how long, and how well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pix2pix_fast.train import junyanz, networks, state
+from pix2pix_fast.train.networks import UNet
+from pix2pix_fast.train.train import Trainer
+from torch import nn
+
+from pix2pix_fast.errors import P2PError
+from pix2pix_fast.model import Architecture, Model, load, save
+
+Source = str | Path | Trainer | nn.Module | Model
+Which = Literal["last", "best"]
+CHECK_SIZE = 256  # the engine and PyTorch are compared on a picture of this height and width
+
+
+class ExportError(P2PError, RuntimeError):
+    """The written model does not compute what the trained one does."""
+
+
+def to_model(source: Source, *, which: Which = "last", card: dict[str, Any] | None = None) -> Model:
+    """The generator of a run folder, state file, Trainer or network as a Model with its card.
+
+    which: the state of a run folder. card: entries added to what the run knows about itself.
+    Raises ValueError for a generator that is no U-Net or encoder-decoder.
+    """
+    if isinstance(source, Model):
+        return Model(source.architecture, source.tensors, {**source.card, **(card or {})}, "")
+    net, about = _generator(source, which)
+    if not isinstance(net, UNet):
+        raise ValueError(f"the engine runs U-Nets; this generator is a {type(net).__name__}")
+    tensors = net.to_tensors()
+    if net.norm == "instance":  # the norm cancels these biases
+        normed = _normed(net)
+        tensors = {
+            n: v
+            for n, v in tensors.items()
+            if n.partition(".")[0] not in normed or not n.endswith(".bias")
+        }
+    architecture = Architecture(
+        depth=net.depth,
+        ngf=net.ngf,
+        in_channels=net.in_channels,
+        out_channels=net.out_channels,
+        skips=net.skips,
+        norm={"batch": "running", "none": "none"}.get(net.norm, "image"),  # type: ignore[arg-type]
+        affine=net.norm in ("batch", "image", "none"),
+        eps=net.eps,
+        bottleneck_norm=net.bottleneck_norm,
+        dropout=net.dropout,
+        tanh=net.tanh,
+        trained_norm=_trained_norm(net, about),
+    )
+    model = Model(architecture, tensors, {**_card(about), **(card or {})}, "")
+    model.check()
+    return model
+
+
+def to_file(
+    source: Source,
+    path: str | Path,
+    *,
+    dtype: Literal["f32", "f16", "bf16"] = "f32",
+    which: Which = "last",
+    card: dict[str, Any] | None = None,
+    check: bool = True,
+) -> Model:
+    """Writes our file, compares the engine's picture with PyTorch's, and returns the model as read
+    back.
+
+    Raises ExportError when they differ by more than one 8-bit level anywhere or at all in more than
+    a thousandth of the values; the file is removed then.
+    """
+    path = Path(path)
+    save(to_model(source, which=which, card=card), path, dtype=dtype)
+    model = load(path)
+    if check:
+        try:
+            compare(model)
+        except ExportError:
+            path.unlink()
+            raise
+    return model
+
+
+def compare(model: Model) -> float:
+    """Share of 8-bit values in which the engine and PyTorch agree on one picture; ExportError if few."""
+    from pix2pix_fast.engine import Engine
+
+    a = model.architecture
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (8, 8, a.in_channels), dtype=np.uint8)
+    picture = blocks.repeat(CHECK_SIZE // 8, axis=0).repeat(CHECK_SIZE // 8, axis=1)
+    with Engine(model) as engine:
+        found = np.asarray(engine.translate(picture)).astype(int).reshape(*picture.shape[:2], -1)
+    x = torch.from_numpy(picture.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1.0)[None]
+    with torch.no_grad():
+        y = UNet.from_model(model).translate(x)[0]
+    expected = ((y.clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).numpy().astype(int)
+    difference = np.abs(found - expected)
+    equal = float((difference == 0).mean())
+    if difference.max() > 1 or equal < 0.999:
+        raise ExportError(
+            f"the engine and PyTorch disagree: {equal:.4%} of the values are equal, "
+            f"the largest difference is {difference.max()} levels"
+        )
+    return equal
+
+
+def to_junyanz(source: Source, path: str | Path, *, which: Which = "last") -> None:
+    """Writes `source` as junyanz's `latest_net_G.pth`; from a run, D goes beside it as `..._D.pth`.
+
+    Raises ValueError naming what his code cannot hold.
+    """
+    path = Path(path)
+    net = UNet.from_model(source) if isinstance(source, Model) else _generator(source, which)[0]
+    weights = junyanz.generator_state(net)
+    state.write_atomically(path, lambda file: torch.save(weights, file))
+    d = _discriminator(source, which)
+    if d is not None:
+        other = path.with_name(path.name.replace("_G", "_D") if "_G" in path.name else "net_D.pth")
+        weights_d = junyanz.discriminator_state(d)
+        state.write_atomically(other, lambda file: torch.save(weights_d, file))
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether `path` is a run folder of ours."""
+    return (Path(path) / "last.pt").is_file()
+
+
+def _generator(source: Source, which: Which) -> tuple[nn.Module, dict[str, Any]]:
+    """The generator and what is known about its training."""
+    if isinstance(source, Trainer):
+        return source.g, {"values": source.values, "step": source.step_count}
+    if isinstance(source, nn.Module):
+        return source, {}
+    if isinstance(source, Model):
+        return UNet.from_model(source), {}
+    saved = _read(Path(source), which)
+    net = networks.make_generator(saved["values"])
+    net.load_state_dict(saved["g"])
+    return net, saved
+
+
+def _discriminator(source: Source, which: Which) -> networks.PatchGAN | None:
+    if isinstance(source, Trainer):
+        return source.d if isinstance(source.d, networks.PatchGAN) else None
+    if isinstance(source, nn.Module | Model):
+        return None
+    saved = _read(Path(source), which)
+    if saved["d"] is None:
+        return None
+    net = networks.make_discriminator(saved["values"])
+    net.load_state_dict(saved["d"])
+    return net
+
+
+def _read(path: Path, which: Which) -> dict[str, Any]:
+    return state.load(path / f"{which}.pt" if path.is_dir() else path)
+
+
+def _normed(net: UNet) -> set[str]:
+    return {name for name in net.names if "norm" in net.get_submodule(name)}  # type: ignore[operator]
+
+
+def _trained_norm(net: UNet, about: dict[str, Any]) -> str:
+    """Batch statistics of a batch of one are the image's own."""
+    if net.norm == "none":
+        return "none"
+    batch = about.get("values", {}).get("batch", 0)
+    return "batch" if net.norm == "batch" and batch != 1 else "image"
+
+
+def _card(about: dict[str, Any]) -> dict[str, Any]:
+    """What a run knows about itself; plain JSON."""
+    values = about.get("values")
+    if not values:
+        return {}
+    history = about.get("history", {})
+    origin = history.get("origin", {})
+    # a command names paths of its machine: the card keeps the words, not the places
+    command = [Path(word).name if "/" in word else word for word in origin.get("command", [])]
+    return {
+        "name": values["recipe"],
+        "task": values["task"],
+        "direction": values["direction"],
+        "size": [values["size"], values["size"]],
+        "value_range": [-1, 1],
+        "dropout_places": "recorded",
+        "training": {
+            "values": values,
+            "steps": about.get("step", 0),
+            "pairs": origin.get("pairs", 0),
+            "hours": round(history.get("seconds", 0.0) / 3600, 2),
+            "command": " ".join(command),
+            "versions": origin.get("versions", {}),
+            "device": origin.get("device", ""),
+            "threads": origin.get("threads", 0),
+            "processes": origin.get("processes", 1),
+            "data_digest": origin.get("data_digest", about.get("data_digest", "")),
+        },
+        "metrics": history.get("metrics", {}),
+    }
