@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from .errors import BackendUnavailable
 
@@ -41,10 +41,16 @@ class Options(NamedTuple):
 
     precision: str = "auto"
     threads: int | None = None
-    norm: str = "image"
+    norm: Literal["image", "running"] = "image"
     dropout: int | None = None
     size: tuple[int, int] = (256, 256)
     isa: str = ""
+
+
+class Compile(Protocol):
+    """`release`: the model is ours to use up, so each raw weight may go once it is packed."""
+
+    def __call__(self, model: Model, options: Options, release: bool = ...) -> Executable: ...
 
 
 class Backend(NamedTuple):
@@ -52,7 +58,7 @@ class Backend(NamedTuple):
 
     name: str
     missing: Callable[[], str]
-    compile: Callable[[Model, Options], Executable]
+    compile: Compile
 
 
 def _cpu_missing() -> str:
@@ -63,7 +69,8 @@ def _cpu_missing() -> str:
     return ""
 
 
-def compile_cpu(model: Model, options: Options) -> Executable:
+def compile_cpu(model: Model, options: Options, release: bool = False) -> Executable:
+    """Our C++ kernels. Raises BackendUnavailable for a precision or room that cannot run here."""
     from . import _core
 
     if options.precision == "f16":
@@ -72,7 +79,7 @@ def compile_cpu(model: Model, options: Options) -> Executable:
         )
     executable: Executable = _core.Engine(
         model.layers(options.norm),
-        model.core_tensors(options.norm),
+        model.core_tensors(options.norm, release=release),
         precision="f32" if options.precision == "auto" else options.precision,
         threads=options.threads or 0,
         isa=options.isa,
@@ -82,8 +89,8 @@ def compile_cpu(model: Model, options: Options) -> Executable:
     return executable
 
 
-def _never(model: Model, options: Options) -> Executable:
-    raise AssertionError("a back-end that is missing cannot compile")
+def _never(model: Model, options: Options, release: bool = False) -> Executable:
+    raise AssertionError("choose() does not give out a back-end that is missing")
 
 
 # Best first: "auto" takes the first one that is not missing.

@@ -8,6 +8,7 @@ here only, and everything else is imported by the verb that needs it, so that --
 from __future__ import annotations
 
 import glob
+import importlib
 import json
 import os
 import sys
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from .engine import Engine
 
-_SAVE = {  # suffix -> Pillow's format and its values
+_SAVE: dict[str, tuple[str, dict[str, Any]]] = {  # suffix -> Pillow's format and its values
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95}),
     ".jpeg": ("JPEG", {"quality": 95}),
@@ -158,12 +159,12 @@ def translate(
 
 
 def _items(source: str) -> Iterator[_Item]:
-    """What a SOURCE stands for, in a stable order. A file that does not exist is found out later."""
+    """What a SOURCE stands for, in a stable order; whether a file exists is found out later."""
     from .images import SUFFIXES
 
     if source == "-":
         yield _Item("-", Path("stdin"))
-    elif os.path.isdir(source):
+    elif Path(source).is_dir():
         found = False
         for folder, folders, names in os.walk(source):
             folders.sort()
@@ -174,16 +175,16 @@ def _items(source: str) -> Iterator[_Item]:
                     yield _Item(str(path), path.relative_to(source))
         if not found:
             raise click.UsageError(f"no pictures ({' '.join(SUFFIXES)}) in {_plain(source)}")
-    elif glob.has_magic(source) and not os.path.exists(source):
+    elif glob.has_magic(source) and not Path(source).exists():
         fixed = Path(source)
         while glob.has_magic(str(fixed)):
             fixed = fixed.parent
-        paths = [path for path in sorted(glob.glob(source, recursive=True)) if os.path.isfile(path)]
+        paths = sorted(filter(Path.is_file, fixed.glob(str(Path(source).relative_to(fixed)))))
         if not paths:
             raise click.UsageError(f"no file matches {_plain(source)}")
-        for path in map(Path, paths):
+        for path in paths:
             yield _Item(str(path), path.relative_to(fixed))
-    elif source.lower().endswith(".txt") and os.path.isfile(source):
+    elif source.lower().endswith(".txt") and Path(source).is_file():
         lines = Path(source).read_text("utf-8", "surrogateescape").splitlines()
         for line in filter(None, map(str.strip, lines)):
             yield _Item(line, Path(Path(line).name))
@@ -197,18 +198,18 @@ def _targets(items: list[_Item], sources: tuple[str, ...], out: str | None) -> l
         out = "-"
     if out is None:
         raise click.UsageError("missing -o OUT: a picture file, a folder, or - for stdout")
-    single = len(sources) == 1 and len(items) == 1 and not os.path.isdir(sources[0])
+    single = len(sources) == 1 and len(items) == 1 and not Path(sources[0]).is_dir()
     if out == "-":
         if not single:
             raise click.UsageError("-o - takes exactly one picture")
         return ["-"]
-    if Path(out).suffix.lower() in _SAVE and not os.path.isdir(out):
+    if Path(out).suffix.lower() in _SAVE and not Path(out).is_dir():
         if not single:
             raise click.UsageError(
                 f"-o {_plain(out)} is one picture file; several pictures need a folder"
             )
         return [out]
-    if os.path.isfile(out):
+    if Path(out).is_file():
         raise click.UsageError(f"-o {_plain(out)} is a file, and no picture file")
     return [str(Path(out, item.place).with_suffix(".png")) for item in items]
 
@@ -279,15 +280,15 @@ def _translate_all(
 def _check_target(source: str, target: str, taken: dict[str, str], overwrite: bool) -> None:
     if target == "-":
         return
-    key = os.path.abspath(target)
+    key = str(Path(target).resolve())
     if key in taken:
         raise ValueError(
             f"its result {_plain(target)} is also that of {_plain(taken[key])}; "
             "give them different folders"
         )
     taken[key] = source
-    if os.path.exists(target):
-        if source != "-" and os.path.exists(source) and os.path.samefile(source, target):
+    if Path(target).exists():
+        if source != "-" and Path(source).exists() and Path(source).samefile(target):
             raise ValueError("its result would replace it; give another -o")
         if not overwrite:
             raise FileExistsError(f"{_plain(target)} exists; --overwrite replaces it")
@@ -303,9 +304,9 @@ def _save(image: Image.Image, target: str) -> None:
     part = path.parent / f".pix2pix-fast-{os.getpid()}-{time.monotonic_ns()}.part"
     kind, values = _SAVE[path.suffix.lower()]
     try:
-        with open(part, "xb") as file:
+        with part.open("xb") as file:
             image.save(file, kind, **values)
-        os.replace(part, path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -321,7 +322,7 @@ def convert(source: str, target: str, overwrite: bool) -> None:
     """Turn anybody's pix2pix checkpoint into our safetensors file."""
     from . import checkpoints
 
-    if os.path.exists(target) and not overwrite:
+    if Path(target).exists() and not overwrite:
         raise FileExistsError(f"{_plain(target)} exists; --overwrite replaces it")
     model = checkpoints.convert(source, target)
     _show({"output": target, "digest": model.digest, **_facts(model.architecture)}, False)
@@ -331,7 +332,7 @@ def convert(source: str, target: str, overwrite: bool) -> None:
 @click.argument("model", required=False, type=click.Path(exists=True))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def info(model: str | None, as_json: bool) -> None:
-    """Say what MODEL is, without reading its weights; or, without MODEL, what this machine can run."""
+    """Say what MODEL is, without reading its weights; alone, say what this machine can run."""
     if model is not None:
         from .model import describe
 
@@ -421,7 +422,7 @@ def bench(
                 shape = (height, width, engine.info["in_channels"])
                 image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
                 out = engine.translate(image)  # warm; then no call allocates
-                times = []
+                times: list[float] = []
                 end = time.perf_counter() + seconds
                 while time.perf_counter() < end or len(times) < 5:
                     start = time.perf_counter()
@@ -454,7 +455,7 @@ def demo(
     from . import images
     from .engine import Engine
 
-    if os.path.exists(out) and not overwrite:
+    if Path(out).exists() and not overwrite:
         raise FileExistsError(f"{_plain(out)} exists; --overwrite replaces it")
     if Path(out).suffix.lower() not in _SAVE:
         raise click.UsageError(f"-o {_plain(out)}: expected a picture file such as demo.png")
@@ -500,11 +501,27 @@ def _side_by_side(rows: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
     return sheet
 
 
+@main.command(
+    cls=click.Command,  # the training part has its own --help and --debug
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train(arguments: tuple[str, ...]) -> Any:
+    """Train a model on pairs of pictures (needs torch: `pip install 'pix2pix_fast[train]'`)."""
+    try:
+        module = importlib.import_module("pix2pix_fast.train.cli")
+    except ImportError as error:
+        cure = "pip install 'pix2pix_fast[train]'"
+        raise click.ClickException(f"train lacks something ({error}): {cure}") from error
+    return module.train.main(arguments, "pix2pix-fast train", standalone_mode=False)
+
+
 # Words for people and machines
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
+def _progress(total: int) -> Iterator[tuple[Callable[[], object], Callable[[str], object]]]:
     """(advance, complain): a bar on a terminal, silence elsewhere."""
     if total < 2 or not sys.stderr.isatty():
         yield (lambda: None), _complain

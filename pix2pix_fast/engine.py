@@ -86,11 +86,12 @@ class Engine:
         source = _model_of(model)
         architecture = source.architecture
         self._ci, self._co = architecture.in_channels, architecture.out_channels
-        self._multiple = 2**architecture.depth
+        self._multiple = architecture.multiple
         height, width = self._size = _size_of(size, source)
         self._check_size(height, width, "size")
         options = backends.Options(precision, threads, norm, dropout, self._size)
-        self._core = chosen.compile(source, options)
+        ours = source is not model  # then its raw weights may go while they are packed
+        self._core = chosen.compile(source, options, release=ours)
         self._closed = False
         self._calls: dict[tuple[int, int], None] = {}  # (process, thread) of every call in flight
         self._ms: deque[float] = deque(maxlen=1000)  # per picture, newest last
@@ -500,7 +501,6 @@ def _size_of(size: Any, model: Model) -> tuple[int, int]:
     """The caller's (height, width), else the model card's, else 256 x 256."""
     if size is None:
         size = model.card.get("size", (256, 256))
-        size = (size, size) if isinstance(size, int) else size
     if (
         not isinstance(size, (tuple, list))
         or len(size) != 2

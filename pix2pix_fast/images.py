@@ -4,8 +4,8 @@ The core reads and writes (n, h, w, c) arrays of uint8, uint16 or float32 with a
 file turns a path, the bytes of a picture file, PIL, NumPy, torch, DLPack and array-like objects
 into such a view (`take`), and makes the room for the result in the caller's kind, dtype and axis
 order (`Picture.room`). Pixels are copied only where the core cannot read them as they lie: float16,
-float64 and byte-swapped numbers, and PIL, whose memory is its own. torch is never imported: a
-tensor comes from somebody who already did. Next: engine.py calls these two.
+float64, byte-swapped and unaligned numbers, and PIL, whose memory is its own. torch is never
+imported: a tensor comes from somebody who already did. Next: engine.py calls these two.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -91,7 +92,7 @@ class Picture:
         return self if self.owned else replace(self, pixels=self.pixels.copy(), owned=True)
 
     def reads(self, target: np.ndarray) -> bool:
-        """Whether writing into `target` might change these pixels (by the bounds of their memory)."""
+        """Whether writing into `target` might change these pixels (the memory bounds meet)."""
         return bool(np.may_share_memory(self.pixels, target))
 
 
@@ -134,7 +135,7 @@ def open_picture(source: Any) -> Image.Image:
         refuse_url("image", name)
         if not name:
             raise ValueError("image: expected the path of a picture file, got an empty string")
-        if os.path.isdir(name):
+        if Path(name).is_dir():
             raise ValueError(
                 f"image: expected a picture file, got the folder {name!r}; "
                 "`pix2pix-fast translate` takes folders"
@@ -213,7 +214,7 @@ def _from_pil(image: Image.Image, ci: int, owned: bool) -> Picture:
     if mode in ("I", "F", "LAB"):
         raise ValueError(
             f"image: PIL mode {mode!r} has no agreed range or colours; "
-            "convert it to 'RGB', 'L' or 'I;16', or pass float pixels as an array, with value_range="
+            "convert it to 'RGB', 'L' or 'I;16', or pass float pixels as an array with value_range="
         )
     if mode != "L" and not mode.startswith("I;16"):  # gray, 8 or 16 bits deep, is read as it is
         if mode in ("RGBa", "La"):
@@ -331,7 +332,7 @@ def _from_array(array: np.ndarray, ci: int, layout: Layout | None, kind: Any) ->
     elif c < ci:
         pixels = np.broadcast_to(pixels, (n, h, w, ci))  # gray serves as R, G and B, uncopied
     readable = _readable(dtype)
-    if dtype == readable:
+    if dtype == readable and pixels.flags.aligned:
         return Picture(pixels, kind, axes, dtype, owned=False)
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, and stays in its picture
         return Picture(pixels.astype(readable), kind, axes, dtype, owned=True)
@@ -393,7 +394,7 @@ def _room_in(out: Any, shape: tuple[int, ...], axes: str) -> Room:
     if any(stride == 0 and length > 1 for stride, length in zip(array.strides, shape, strict=True)):
         raise ValueError("out: expected a place of its own for every pixel, got a broadcast array")
     readable = _readable(dtype)
-    if dtype == readable:
+    if dtype == readable and array.flags.aligned:
         return Room(_nhwc(array, axes), lambda: out)
     result = np.empty(shape, readable)
 

@@ -4,6 +4,7 @@ picture."""
 from __future__ import annotations
 
 import numpy as np
+
 from pix2pix_fast.model import Architecture, Model
 
 
@@ -28,8 +29,7 @@ def tiny_model(
         dropout=dropout,
     )
     tensors: dict[str, np.ndarray] = {}
-    probe = Model(architecture, {}, {}, "")
-    for layer in probe.layers():
+    for layer in architecture.layers():
         shape = (
             (layer["co"], layer["ci"]) if layer["op"] == "conv4x4s2" else (layer["ci"], layer["co"])
         )
@@ -44,7 +44,7 @@ def tiny_model(
             )
         else:
             tensors[f"{layer['name']}.bias"] = rng.normal(0, 0.1, layer["co"]).astype(np.float32)
-    return Model(architecture, tensors, {"name": "tiny"}, "")
+    return Model(architecture, tensors, {"name": "tiny"})
 
 
 def noise(shape: tuple[int, ...], dtype: str = "uint8", seed: int = 0) -> np.ndarray:
