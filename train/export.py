@@ -98,7 +98,7 @@ def to_file(
 
 
 def compare(model: Model) -> float:
-    """Share of 8-bit values in which the engine and PyTorch agree on one picture; ExportError if few."""
+    """Share of 8-bit values in which engine and PyTorch agree on one picture; ExportError if few."""
     from pix2pix_fast.engine import Engine
 
     a = model.architecture

@@ -1,0 +1,144 @@
+"""From a trained network to the engine and back to junyanz's layout."""
+# ruff: noqa: E402  (torch may be missing: the imports come after the skip)
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from pix2pix_fast.train import export, recipes, state
+from pix2pix_fast.train.networks import NORMS, ResNet, UNet, image_twin, init_weights
+from pix2pix_fast.train.train import Trainer
+
+from pix2pix_fast import model as model_file
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def net_of(norm="batch", **overrides):
+    net = UNet(**{"depth": 5, "ngf": 4, "norm": norm, "dropout": ("d1", "d2"), **overrides})
+    init_weights(net, gain=0.2, generator=torch.Generator().manual_seed(3))
+    if norm == "batch":  # running statistics that matter
+        for _ in range(3):
+            net.train()(torch.rand(1, net.in_channels, 64, 64) * 2 - 1)
+    return net
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder of two steps, made without the loop."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = Trainer(recipes.load("facades", depth=5, ngf=4, ndf=4, size=64, load_size=64))
+    for _ in range(2):
+        trainer.step([(torch.rand(1, 3, 64, 64) * 2 - 1, torch.rand(1, 3, 64, 64) * 2 - 1)])
+    history = {
+        "seconds": 7200.0,
+        "metrics": {"epoch": 1, "split": "val", "l1": 0.1, "psnr": 20.0, "ssim": 0.5},
+        "origin": {"command": ["/some/place/pix2pix-fast", "train"], "pairs": 2},
+    }
+    for name in ("last.pt", "best.pt"):
+        state.save(folder / name, {**trainer.state_dict(), "history": history, "data_digest": "0"})
+    return folder, trainer
+
+
+@pytest.mark.parametrize("skips", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_network_survives_the_way_to_a_model_and_back(norm, skips):
+    net = net_of(norm, skips=skips, bottleneck_norm=True, in_channels=2, out_channels=4, eps=1e-3)
+    model = export.to_model(net)
+    x = torch.rand(2, 2, 64, 32) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(
+            UNet.from_model(model)(x), image_twin(net)(x), rtol=1e-5, atol=1e-5
+        )
+        if norm == "batch":
+            torch.testing.assert_close(
+                UNet.from_model(model, norm="running")(x), net.eval()(x), rtol=1e-5, atol=1e-5
+            )
+    assert model.architecture.dropout == ("d1", "d2")
+    assert model.architecture.eps == 1e-3
+
+
+def test_a_run_becomes_a_model_with_a_card(run, tmp_path):
+    folder, trainer = run
+    model = export.to_model(folder)
+    card = model.card
+    assert (card["name"], card["direction"], card["size"]) == ("facades", "BtoA", [64, 64])
+    assert card["training"]["values"] == trainer.values and card["training"]["hours"] == 2.0
+    assert card["metrics"]["split"] == "val"
+    assert card["training"]["command"] == "pix2pix-fast train"  # no paths of this machine
+    assert model.architecture.trained_norm == "image"  # batch norm, but batches of one
+    for which in ("last", "best"):
+        export.to_model(folder, which=which)
+    path = tmp_path / "a.safetensors"
+    model_file.save(model, path, dtype="bf16")
+    assert model_file.load(path).card == card
+
+
+def test_the_engine_draws_what_pytorch_draws(run, tmp_path):
+    pytest.importorskip("pix2pix_fast._core")
+    from pix2pix_fast.engine import Engine
+
+    model = export.to_file(run[0], tmp_path / "a.safetensors", dtype="f16")
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    with Engine(tmp_path / "a.safetensors") as engine:
+        found = engine.translate(picture)
+    x = torch.from_numpy(picture.transpose(2, 0, 1)[None].astype(np.float32)) / 127.5 - 1
+    with torch.no_grad():
+        y = UNet.from_model(model).translate(x)[0]
+    expected = ((y + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_a_disagreement_removes_the_file(run, tmp_path, monkeypatch):
+    pytest.importorskip("pix2pix_fast._core")
+    right = UNet.from_model.__func__
+    monkeypatch.setattr(
+        UNet,
+        "from_model",
+        classmethod(
+            lambda cls, m: (
+                right(cls, m)
+                .requires_grad_(False)
+                .apply(
+                    lambda module: module.weight.mul_(1.1) if hasattr(module, "weight") else None
+                )
+            )
+        ),
+    )
+    with pytest.raises(export.ExportError, match="disagree"):
+        export.to_file(run[0], tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_both_networks_go_back_to_junyanz(run, tmp_path):
+    export.to_junyanz(run[0], tmp_path / "latest_net_G.pth")
+    g = torch.load(tmp_path / "latest_net_G.pth", weights_only=True)
+    d = torch.load(tmp_path / "latest_net_D.pth", weights_only=True)
+    assert g["model.model.0.weight"].shape == (4, 3, 4, 4)
+    assert "model.model.1.model.2.num_batches_tracked" in g
+    assert sorted(d)[0] == "model.0.bias" and d["model.11.weight"].shape == (1, 32, 4, 4)
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "none"])
+def test_checkpoints_reads_what_we_write_for_junyanz(norm, tmp_path):
+    checkpoints = pytest.importorskip("pix2pix_fast.checkpoints")
+    net = net_of(norm, depth=6)
+    export.to_junyanz(net, tmp_path / "latest_net_G.pth")
+    again = UNet.from_model(checkpoints.read(tmp_path / "latest_net_G.pth"))
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), image_twin(net)(x), rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_engine_cannot_run_is_refused():
+    with pytest.raises(ValueError, match="this generator is a ResNet"):
+        export.to_model(ResNet(ngf=4, blocks=6))
