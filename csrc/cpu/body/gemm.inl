@@ -39,7 +39,7 @@ void gemm(const char* a, const char* b, int64_t chunks, float* c, int64_t stride
   constexpr int kWords = E::kChunk / E::kWord;  // words in a line: 16
   Vec acc[kRows][kVecs];
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVecs; ++v) acc[r][v] = accumulate ? load(c + r * stride_c + v * kWidth) : zero();
+    for (int v = 0; v < kVecs; ++v) acc[r][v] = zero();
 
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
 #pragma GCC unroll 4
@@ -60,8 +60,12 @@ void gemm(const char* a, const char* b, int64_t chunks, float* c, int64_t stride
     a += kRows * 64;
   }
 
+  // Sums of sums round less than one long sum: a product starts from zero and is added at the end.
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVecs; ++v) store(c + r * stride_c + v * kWidth, acc[r][v]);
+    for (int v = 0; v < kVecs; ++v) {
+      float* out = c + r * stride_c + v * kWidth;
+      store(out, accumulate ? add(load(out), acc[r][v]) : acc[r][v]);
+    }
 }
 
 using Gemm = void (*)(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate);
