@@ -2,6 +2,7 @@
 // step, because some want the whole graph. To add one: a folder, a line in backend.cpp, an option in CMakeLists.txt.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -21,6 +22,7 @@ struct CompileOptions {
   std::string isa;                        // "" = P2P_ISA or the best room
   std::optional<uint64_t> dropout_seed;   // none: dropout off
   int32_t h = 256, w = 256;               // weights are packed for this size, which is also warmed up
+  std::map<std::string, std::string> kernels;  // layer -> kernel id, instead of the cost model's choice
 };
 
 // float32, PyTorch order; null where absent. Valid until the next fetch.

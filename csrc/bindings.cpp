@@ -131,7 +131,8 @@ p2p::ImageView view_of(const py::array& array, const char* name, int32_t channel
 class Engine {
  public:
   Engine(const std::vector<py::dict>& layers, const py::object& tensors, const std::string& precision, int threads,
-         const std::string& isa, std::optional<uint64_t> dropout_seed, std::pair<int32_t, int32_t> size) {
+         const std::string& isa, std::optional<uint64_t> dropout_seed, std::pair<int32_t, int32_t> size,
+         const std::map<std::string, std::string>& kernels) {
     p2p::Network network;
     for (const py::dict& d : layers) network.layers.push_back(layer_of(d));
     P2P_REQUIRE(!layers.empty(), "layers: expected at least 4, got none");
@@ -145,6 +146,7 @@ class Engine {
     options.threads = threads;
     options.isa = isa;
     options.dropout_seed = dropout_seed;
+    options.kernels = kernels;
     options.h = size.first;
     options.w = size.second;
     py::gil_scoped_release release;
@@ -298,9 +300,10 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Engine>(m, "Engine")
       .def(py::init<const std::vector<py::dict>&, const py::object&, const std::string&, int, const std::string&,
-                    std::optional<uint64_t>, std::pair<int32_t, int32_t>>(),
+                    std::optional<uint64_t>, std::pair<int32_t, int32_t>, const std::map<std::string, std::string>&>(),
            "layers"_a, "tensors"_a, py::kw_only(), "precision"_a = "f32", "threads"_a = 0, "isa"_a = "",
-           "dropout_seed"_a = py::none(), "size"_a = std::make_pair(256, 256))
+           "dropout_seed"_a = py::none(), "size"_a = std::make_pair(256, 256),
+           "kernels"_a = std::map<std::string, std::string>())
       .def("run", &Engine::run, "src"_a, "dst"_a, py::kw_only(), "value_range"_a = std::make_pair(0.0f, 1.0f),
            "frame"_a = 0)
       .def("plan", &Engine::plan, "h"_a, "w"_a)

@@ -101,8 +101,21 @@ CpuModel::CpuModel(Network network, WeightSource& weights, const CompileOptions&
 
   const int32_t multiple = network_.multiple(), count = (int32_t)network_.layers.size();
   const int32_t h = (int32_t)round_up(options.h, multiple), w = (int32_t)round_up(options.w, multiple);
-  for (int32_t i = 0; i < count; ++i)
-    kernels_.push_back(&choose_kernel(isa_, op_of(network_, i), dtype_, problem_of(network_, i, h, w, dtype_)));
+  std::map<std::string, std::string> forced = options.kernels;
+  for (int32_t i = 0; i < count; ++i) {
+    const std::string& name = network_.layers[i].name;
+    const auto found = forced.find(name);
+    if (found == forced.end()) {
+      kernels_.push_back(&choose_kernel(isa_, op_of(network_, i), dtype_, problem_of(network_, i, h, w, dtype_)));
+      continue;
+    }
+    const Kernel& kernel = kernel_by_id(found->second);
+    P2P_REQUIRE(kernel.op == op_of(network_, i) && kernel.dtype == dtype_, "kernels: layer '", name, "' cannot use '",
+                kernel.id, "', which is for another operation or precision");
+    kernels_.push_back(&kernel);
+    forced.erase(found);
+  }
+  P2P_REQUIRE(forced.empty(), "kernels: there is no layer '", forced.begin()->first, "'");
 
   runtime_ = new Runtime(threads_);
   runtime_->pool = std::make_unique<ThreadPool>(threads_);

@@ -17,16 +17,6 @@ namespace p2p::cpu {
 
 namespace {
 
-const Kernel& kernel_of(const std::string& id) {
-  for (const Kernel* kernel : all_kernels()) {
-    if (id != kernel->id) continue;
-    resolve_isa(id.substr(0, id.find('/')));
-    return *kernel;
-  }
-  P2P_REQUIRE(false, "unknown kernel '", id, "': pix2pix_fast.kernels() lists them");
-  return *all_kernels().front();
-}
-
 // (h, w, c) floats -> stored channels and element type.
 Memory stored(const float* values, int64_t pixels, int32_t c, int32_t c_stored, DType dtype) {
   Memory memory(pixels * c_stored * 4);
@@ -47,7 +37,7 @@ std::vector<float> padded(const float* values, int32_t c, int32_t c_stored, floa
 }  // namespace
 
 ProbeOutput probe(const ProbeInput& in) {
-  const Kernel& kernel = kernel_of(in.kernel);
+  const Kernel& kernel = kernel_by_id(in.kernel);
   const bool first = kernel.op == Op::kConvFirst, last = kernel.op == Op::kDeconvLast;
   const bool down = first || kernel.op == Op::kConv;
   P2P_REQUIRE(in.hi >= 1 && in.wi >= 1 && in.ci0 >= 1 && in.ci1 >= 0 && in.co >= 1, "sizes must be positive");

@@ -1,5 +1,7 @@
 #include "registry.h"
 
+#include "../check.h"
+
 namespace p2p::cpu {
 
 // One line a room. Rooms of another processor family are not compiled (CMakeLists.txt).
@@ -36,6 +38,16 @@ std::vector<const Kernel*> kernels_for(Isa isa) {
 }
 
 std::vector<const Kernel*> all_kernels() { return kernels_for(Isa::kAvx512Bf16); }
+
+const Kernel& kernel_by_id(const std::string& id) {
+  for (const Kernel* kernel : all_kernels()) {
+    if (id != kernel->id) continue;
+    resolve_isa(id.substr(0, id.find('/')));
+    return *kernel;
+  }
+  P2P_REQUIRE(false, "unknown kernel '", id, "': pix2pix_fast.kernels() lists them");
+  return *all_kernels().front();
+}
 
 const Kernel* find_kernel(Isa isa, Op op, Algorithm algorithm, DType dtype) {
   for (const Kernel* kernel : kernels_for(isa))

@@ -1,0 +1,89 @@
+"""The C++ engine's door. Use `pix2pix_fast.Engine`; tests and benchmarks use this module directly."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+def kernels() -> list[str]:
+    """Ids "room/op_algorithm_dtype" of every kernel compiled in, best room first, runnable here or not."""
+
+def cpu() -> dict[str, Any]:
+    """{"name": str, "isa": room in use, "runnable": [room], "cores": CPUs this process may use}.
+
+    BackendUnavailable or ValueError where P2P_ISA names a room that cannot run or none at all.
+    """
+
+def run_kernel(
+    kernel: str,
+    src: Float32,
+    weight: Float32,
+    *,
+    skip: Float32 | None = None,
+    bias: Float32 | None = None,
+    scale: Float32 | None = None,
+    shift: Float32 | None = None,
+    slope: float = 1.0,
+    tanh: bool = False,
+    tile_block: int = -1,
+    threads: int = 1,
+    repeats: int = 0,
+) -> dict[str, Any]:
+    """One kernel on plain arrays, as a network would call it.
+
+    src (h, w, ci), skip (h, w, ci_skip) channels in front; weight (co, ci, 4, 4) for conv4x4s2,
+    (ci_skip + ci, co, 4, 4) for deconv4x4s2. Inputs are read as max(x, slope * x) of x * scale + shift (not for
+    conv4x4s2_first, whose src is the picture in [-1, 1]). tile_block: -1 the engine's schedule, 0 two phases,
+    n > 0 one phase with n rows per item.
+
+    Returns {"dst": (ho, wo, co) float32, "scale", "shift": (co,) of a norm with gamma 1, beta 0, eps 1e-5 (empty for
+    first and last layers), "seconds": one per repeat, "macs", "weight_bytes"}.
+    """
+
+class Engine:
+    """A compiled network. Thread-safe; releases the GIL; usable in a forked child."""
+
+    def __init__(
+        self,
+        layers: Sequence[dict[str, Any]],
+        tensors: Mapping[str, Float32],
+        *,
+        precision: str = "f32",
+        threads: int = 0,
+        isa: str = "",
+        dropout_seed: int | None = None,
+        size: tuple[int, int] = (256, 256),
+        kernels: Mapping[str, str] = ...,
+    ) -> None:
+        """layers: dicts with name, op, ci, co, slope, norm, eps, skip, dropout, tanh, in order e1..eN, d1..dN.
+
+        tensors: `<layer>.weight` and optionally `.bias`, `.norm.weight`, `.norm.bias`, float32, C order, PyTorch axes;
+        read layer by layer, each once. threads 0: all usable CPUs. size: (h, w) that weights are packed for.
+        kernels: layer name -> kernel id, instead of the cost model's choice.
+        ValueError names the layer or tensor; BackendUnavailable an instruction set or precision this CPU lacks.
+        """
+
+    def run(
+        self,
+        src: NDArray[Any],
+        dst: NDArray[Any],
+        *,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        frame: int = 0,
+    ) -> None:
+        """src (n, h, w, ci) to dst (n, h, w, co): uint8, uint16 or float32 over value_range, any strides."""
+
+    def plan(self, h: int, w: int) -> list[dict[str, Any]]:
+        """The steps for a picture of h x w: layer, kernel, shapes, tile_block, macs, direct_macs, bytes, estimate_us."""
+
+    def activations(self, src: NDArray[Any]) -> dict[str, Float32]:
+        """Raw layer outputs, (1, h, w, c), of one float32 picture in [-1, 1]: before norm, dropout and tanh."""
+
+    def stats(self) -> dict[str, Any]:
+        """{"calls", "workspace_bytes", "weight_bytes", "load_seconds", "isa", "threads", "precision"}."""
+
+    def close(self) -> None:
+        """Frees weights and threads when the last running call ends. Later calls raise ValueError."""
