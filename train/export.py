@@ -1,6 +1,6 @@
 """From a run to a model: our file for the engine, or junyanz's .pth for his code.
 
-    model = to_model("runs/facades")                      # also a Trainer, a UNet, last.pt or best.pt
+    model = to_model("runs/facades")                      # also a Trainer, UNet, last.pt or best.pt
     to_file("runs/facades", "facades.safetensors", dtype="f16")
     to_junyanz("runs/facades", "latest_net_G.pth")        # also one of our model files
 
@@ -57,7 +57,7 @@ def to_model(source: Source, *, which: Which = "last", card: dict[str, Any] | No
         in_channels=net.in_channels,
         out_channels=net.out_channels,
         skips=net.skips,
-        norm={"batch": "running", "none": "none"}.get(net.norm, "image"),  # type: ignore[arg-type]
+        norm={"batch": "running", "none": "none"}.get(net.norm, "image"),
         affine=net.norm in ("batch", "image", "none"),
         eps=net.eps,
         bottleneck_norm=net.bottleneck_norm,
@@ -98,7 +98,7 @@ def to_file(
 
 
 def compare(model: Model) -> float:
-    """Share of 8-bit values in which engine and PyTorch agree on one picture; ExportError if few."""
+    """Share of 8-bit values in which engine and PyTorch agree on a picture; ExportError if few."""
     from pix2pix_fast.engine import Engine
 
     a = model.architecture
@@ -174,7 +174,7 @@ def _read(path: Path, which: Which) -> dict[str, Any]:
 
 
 def _normed(net: UNet) -> set[str]:
-    return {name for name in net.names if "norm" in net.get_submodule(name)}  # type: ignore[operator]
+    return {name for name in net.names if "norm" in net.get_submodule(name)}
 
 
 def _trained_norm(net: UNet, about: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ at the bottleneck, no skips, another eps, biases beside a batch norm) raises, na
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pix2pix_fast.train.networks import PatchGAN, ResNet, UNet
 from torch import Tensor, nn
@@ -38,13 +40,13 @@ def _unet(net: UNet) -> State:
     state: State = {}
 
     def put(name: str, conv: str, norm: str | None) -> None:
-        block = net.get_submodule(name)
-        has_bias, normed = net.norm == "instance" or name == f"d{n}", "norm" in block  # type: ignore[operator]
+        block: Any = net.get_submodule(name)
+        has_bias, normed = net.norm == "instance" or name == f"d{n}", "norm" in block
         if not has_bias and not normed:  # in front of a per-image norm it would cancel
-            _refuse_bias(name, block["conv"])  # type: ignore[index]
-        _conv(state, conv, block["conv"], bias=has_bias)  # type: ignore[index]
+            _refuse_bias(name, block["conv"])
+        _conv(state, conv, block["conv"], bias=has_bias)
         if norm is not None and normed:
-            _norm(state, norm, block["norm"])  # type: ignore[index]
+            _norm(state, norm, block["norm"])
 
     def b(k: int) -> str:
         return "model.model.1" + ".model.3" * (k - 1)
@@ -64,16 +66,16 @@ def _resnet(net: ResNet) -> State:
     state: State = {}
     bias = net.c1[0].bias is not None
 
-    def put(layer: nn.Module, conv: str, norm: str) -> None:
-        _conv(state, conv, layer[0], bias=bias)  # type: ignore[index]
-        _norm(state, norm, layer[1])  # type: ignore[index]
+    def put(layer: Any, conv: str, norm: str) -> None:
+        _conv(state, conv, layer[0], bias=bias)
+        _norm(state, norm, layer[1])
 
     for layer, at in ((net.c1, 1), (net.c2, 4), (net.c3, 7)):
         put(layer, f"model.{at}", f"model.{at + 1}")
     for k in range(1, net.blocks + 1):
-        block = net.get_submodule(f"b{k}")
-        first, second = block[0], block[-1]  # type: ignore[index]
-        shift = len(block) - 3  # type: ignore[arg-type]  # a dropout moves the second pair by one
+        block: Any = net.get_submodule(f"b{k}")
+        first, second = block[0], block[-1]
+        shift = len(block) - 3  # a dropout moves the second pair by one
         at = f"model.{9 + k}.conv_block"
         put(first, f"{at}.1", f"{at}.2")
         put(second, f"{at}.{5 + shift}", f"{at}.{6 + shift}")
@@ -89,23 +91,23 @@ def discriminator_state(net: PatchGAN) -> State:
     state: State = {}
     if net.n == 0:
         first, second = net.layers[0], net.layers[1]
-        _conv(state, "net.0", first[0], bias=True)  # type: ignore[index]
-        _conv(state, "net.2", second[0], bias=second[0].bias is not None)  # type: ignore[index]
-        _norm(state, "net.3", second[1])  # type: ignore[index]
+        _conv(state, "net.0", first[0], bias=True)
+        _conv(state, "net.2", second[0], bias=second[0].bias is not None)
+        _norm(state, "net.3", second[1])
         _conv(state, "net.5", net.last, bias=net.last.bias is not None)
         return state
     for k, layer in enumerate(net.layers):
         at = 0 if k == 0 else 3 * k - 1
-        conv = layer[0]  # type: ignore[index]
+        conv = layer[0]
         _conv(state, f"model.{at}", conv, bias=conv.bias is not None)
         if k > 0:
-            _norm(state, f"model.{at + 1}", layer[1])  # type: ignore[index]
+            _norm(state, f"model.{at + 1}", layer[1])
     _conv(state, f"model.{3 * len(net.layers) - 1}", net.last, bias=True)
     return state
 
 
 def _conv(state: State, name: str, conv: nn.Module, *, bias: bool) -> None:
-    weight: Tensor = conv.weight  # type: ignore[assignment]
+    weight: Tensor = conv.weight
     state[f"{name}.weight"] = weight.detach().float().cpu().contiguous()
     if bias:
         value = conv.bias
@@ -116,7 +118,7 @@ def _conv(state: State, name: str, conv: nn.Module, *, bias: bool) -> None:
 
 
 def _co(conv: nn.Module) -> int:
-    return int(conv.out_channels)  # type: ignore[arg-type]
+    return int(conv.out_channels)
 
 
 def _norm(state: State, name: str, norm: nn.Module) -> None:

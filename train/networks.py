@@ -239,16 +239,16 @@ class UNet(nn.Module):
         frame: int,
         record: Callable[[str, Tensor], None] | None,
     ) -> Tensor:
-        parts = self.get_submodule(name)
-        x = parts["conv"](x)  # type: ignore[index]
+        parts: Any = self.get_submodule(name)
+        x = parts["conv"](x)
         if record is not None:
             record(name, x)
-        if "norm" in parts:  # type: ignore[operator]
-            x = parts["norm"](x)  # type: ignore[index]
+        if "norm" in parts:
+            x = parts["norm"](x)
         if name not in self.dropout:
             return x
         if seed is None:
-            return parts["dropout"](x)  # type: ignore[index, no-any-return]
+            return parts["dropout"](x)
         n, c, h, w = x.shape
         layer = self.names.index(name)
         keep = np.stack([keep_mask(seed, frame + i, layer, h, w, c) for i in range(n)])

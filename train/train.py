@@ -81,7 +81,7 @@ class Trainer:
         networks.init_weights(net)
         net = net.to(self.device)
         if self.values["channels_last"]:
-            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            net = net.to(memory_format=torch.channels_last)
         return net.train()
 
     def _adam(self, net: nn.Module) -> torch.optim.Adam:
