@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Any
@@ -60,6 +61,9 @@ def train(
 
     if threads or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    logger = logging.getLogger("pix2pix_fast.train")  # warnings; without a terminal, progress too
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
     overrides: dict[str, Any] = dict(SMOKE) if smoke else {}
     if direction:
         overrides["direction"] = direction
@@ -80,3 +84,37 @@ def train(
             raise
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+
+
+@click.command("export")
+@click.argument("run", type=click.Path(exists=True))
+@click.argument("output", type=click.Path(dir_okay=False))
+@click.option(
+    "--format", "form", type=click.Choice(["safetensors", "junyanz"]), default="safetensors"
+)
+@click.option(
+    "--dtype", type=click.Choice(["f32", "f16", "bf16"]), default="f16", show_default=True
+)
+@click.option("--which", type=click.Choice(["last", "best"]), default="last", show_default=True)
+@click.option("--card", multiple=True, metavar="NAME=TEXT", help="An entry of the model's card.")
+def export(run: str, output: str, form: str, dtype: Any, which: Any, card: tuple[str, ...]) -> None:
+    """Write the model of a RUN folder, a state file or a model file: for the engine, or junyanz's
+    code.
+
+    A file for the engine is run and compared with PyTorch before this says that it is done.
+    """
+    from pix2pix_fast.train import export as exporter
+
+    from pix2pix_fast import model
+
+    source: Any = model.load(run) if run.endswith(".safetensors") else run
+    try:
+        if form == "junyanz":
+            exporter.to_junyanz(source, output, which=which)
+            return
+        entries = dict(entry.partition("=")[::2] for entry in card)
+        made = exporter.to_file(source, output, dtype=dtype, which=which, card=entries)
+    except (ValueError, RuntimeError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    click.echo(f"{output}: engine and PyTorch agree; digest {made.digest}", err=True)

@@ -215,3 +215,9 @@ def _card(about: dict[str, Any]) -> dict[str, Any]:
         },
         "metrics": history.get("metrics", {}),
     }
+
+
+if __name__ == "__main__":
+    from pix2pix_fast.train.cli import export
+
+    export()

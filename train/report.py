@@ -132,8 +132,8 @@ class Report:
             return
         now = time.monotonic()
         means = {name: value / self.counted for name, value in self.sums.items()}
-        pictures = self.counted * self.values["batch"] * self.values["accumulate"]
-        speed = pictures / max(now - self.since, 1e-9)
+        per_step = self.values["batch"] * self.values["accumulate"]
+        speed = self.counted * per_step / max(now - self.since, 1e-9)
         self.sums, self.counted, self.since = {}, 0, now
         rounded = {name: round(value, 5) for name, value in means.items()}
         self.event(
