@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pix2pix_fast.train import export, recipes, state
+from pix2pix_fast.train import export, junyanz, recipes, state
 from pix2pix_fast.train.networks import NORMS, ResNet, UNet, image_twin, init_weights
 from pix2pix_fast.train.train import Trainer
 
@@ -137,6 +137,20 @@ def test_checkpoints_reads_what_we_write_for_junyanz(norm, tmp_path):
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(again(x), image_twin(net)(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_foreign_module_is_read_as_its_checkpoint():
+    pytest.importorskip("pix2pix_fast.checkpoints")
+    net = net_of("batch", depth=6)
+
+    class Foreign(torch.nn.Module):
+        def state_dict(self):
+            return junyanz.generator_state(net)
+
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        again = UNet.from_model(export.to_model(Foreign()))(x)
+        torch.testing.assert_close(again, image_twin(net)(x), rtol=1e-4, atol=1e-4)
 
 
 def test_what_the_engine_cannot_run_is_refused():

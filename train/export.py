@@ -10,6 +10,7 @@ before it returns. The card tells what was trained, on what, how long, and how w
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,12 +36,16 @@ class ExportError(P2PError, RuntimeError):
 def to_model(source: Source, *, which: Which = "last", card: dict[str, Any] | None = None) -> Model:
     """The generator of a run folder, state file, Trainer or network as a Model with its card.
 
+    A network that is not of this package is taken for what `checkpoints.read` knows by its state dict.
+
     which: the state of a run folder. card: entries added to what the run knows about itself.
     Raises ValueError for a generator that is no U-Net or encoder-decoder.
     """
     if isinstance(source, Model):
         return Model(source.architecture, source.tensors, {**source.card, **(card or {})}, "")
     net, about = _generator(source, which)
+    if not isinstance(net, UNet) and not about and not isinstance(net, networks.ResNet):
+        return _foreign(net, card)
     if not isinstance(net, UNet):
         raise ValueError(f"the engine runs U-Nets; this generator is a {type(net).__name__}")
     tensors = net.to_tensors()
@@ -140,6 +145,16 @@ def to_junyanz(source: Source, path: str | Path, *, which: Which = "last") -> No
 def is_run(path: str | Path) -> bool:
     """Whether `path` is a run folder of ours."""
     return (Path(path) / "last.pt").is_file()
+
+
+def _foreign(net: nn.Module, card: dict[str, Any] | None) -> Model:
+    """Somebody else's module, junyanz's UnetGenerator: read as its checkpoint would be."""
+    from pix2pix_fast import checkpoints
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{type(net).__name__}.pth"
+        torch.save(net.state_dict(), path)
+        return to_model(checkpoints.read(path), card=card)
 
 
 def _generator(source: Source, which: Which) -> tuple[nn.Module, dict[str, Any]]:
