@@ -1,9 +1,10 @@
 """Our model file: safetensors, whose metadata records what tensors cannot say.
 
 `Model` is an architecture (architecture.py) with weights and a card; `load` and `save` move it from
-and to disk, `describe` reads no weights. A file is read once into private memory and never stays open or mapped; everything in
-it is checked before it is used: names, types, shapes, values, digest. docs/model-file.md has the
-format, docs/decisions/002-model-file.md the reasons. Foreign files are checkpoints.py's business.
+and to disk, `describe` reads no weights. A file is read once into private memory and never stays
+open or mapped, and everything in it is checked before it is used: names, types, shapes, values,
+digest. docs/model-file.md has the format, docs/decisions/002-model-file.md the reasons. Foreign
+files are checkpoints.py's business.
 """
 
 from __future__ import annotations
@@ -196,9 +197,13 @@ class CoreTensors(Mapping[str, Array]):
             folded = (get("bias", 0.0) - get("norm.mean", 0.0)) * scale + get("norm.bias", 0.0)
         else:
             along = (-1, 1, 1, 1) if layer[0] == "e" else (1, -1, 1, 1)
-            folded = get("weight", 0.0) * scale.reshape(along)
+            weight = self._tensors[f"{layer}.weight"]
+            folded = np.empty(weight.shape, np.float32)  # in float64 without a copy in float64:
+            np.multiply(
+                weight, scale.reshape(along), out=folded, dtype=np.float64, casting="same_kind"
+            )
         with np.errstate(over="ignore"):
-            return folded.astype(np.float32)
+            return folded.astype(np.float32, copy=False)
 
     def _drop(self, layer: str, part: str) -> None:
         """Forget what no later look-up needs; a folded layer's norm goes with its last tensor."""
@@ -343,16 +348,21 @@ class About(NamedTuple):
 
 def _load(stream: BinaryIO, where: str) -> Model:
     header, about = _about(stream, where)
-    raw: dict[str, Array] = {}
+    raw = dict(_checked_tensors(stream, header, about, where))
+    return Model(about.architecture, StoredTensors(raw), about.card, about.digest)
+
+
+def _checked_tensors(
+    stream: BinaryIO, header: Header, about: About, where: str
+) -> Iterator[tuple[str, Array]]:
     for name, entry in header.tensors.items():
-        tensor = read_raw(stream, entry, where)
-        if hashlib.sha256(tensor.data).hexdigest() != about.sha256[name]:
+        raw = read_raw(stream, entry, where)
+        if hashlib.sha256(raw.data).hexdigest() != about.sha256[name]:
             raise ModelFormatError(
                 f"{where}: tensor {name!r} does not match its SHA-256: the file is damaged"
             )
-        check_values(name, tensor, where)
-        raw[name] = tensor
-    return Model(about.architecture, StoredTensors(raw), about.card, about.digest)
+        check_values(name, raw, where)
+        yield name, raw
 
 
 def is_ours(header: Header) -> bool:
@@ -449,7 +459,7 @@ def save(
     *,
     dtype: Literal["f32", "f16", "bf16"] = "f32",
 ) -> str:
-    """Write `model` to `path` and return its digest; the file appears whole or not at all.
+    """Write `model` to `path`, return its digest; the file appears whole and proved or not at all.
 
     dtype: of the convolutions' weights; biases, norms and statistics stay float32.
     Raises ModelFormatError for a model that `load` would refuse, OSError from the disk.
@@ -481,6 +491,9 @@ def save(
         stream.seek(0)
         header, result = _header_bytes(model, entries, hashes)
         stream.write(header)
+        stream.flush()
+        for _ in _checked_tensors(stream, *_about(stream, str(path)), str(path)):
+            pass  # what `load` will do, one tensor at a time, before the file takes its name
     return result
 
 

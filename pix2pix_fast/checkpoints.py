@@ -1,0 +1,491 @@
+"""Other people's files -> Model: the place that knows foreign names, layouts and habits.
+
+`read` looks at what a file holds, not at its suffix, infers the architecture from the tensors,
+says aloud (logger "pix2pix_fast", INFO) and in the card what it inferred, and refuses by name what
+is not a U-Net of the method. Reading never runs code from a file: torch pickles go through
+torch.load(weights_only=True) and nothing else. TensorFlow's formats are in tfjs.py and pict.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+
+from . import pict, tfjs
+from .architecture import Architecture
+from .errors import BackendUnavailable, ModelFormatError
+from .model import Model, StoredTensors, check_values, is_ours, load, save
+from .tensorfile import Array, Header, Shape, open_file, read_header, read_raw, show, to_float32
+
+log = logging.getLogger("pix2pix_fast")
+
+TORCH_FLOOR = (2, 10)  # CVE-2025-32434 and CVE-2026-24747 broke the safe loading of older ones
+MAX_PICKLE_BYTES = 1 << 20  # of one zip checkpoint; a U-Net's takes 20 KB
+MAX_DIRECTORY_BYTES = 1 << 20  # of a zip; a U-Net's takes 10 KB
+MAX_ENTRIES = 8192
+
+KNOWN = (
+    "our safetensors; junyanz's U-Nets as .pth or safetensors; TensorFlow.js layers folders; "
+    ".pict and .bin of pix2pix-tensorflow"
+)
+# What a file begins with, for those that are recognised only to be refused.
+FOREIGN_MAGIC = {
+    b"\x89HDF": "an HDF5 file (Keras .h5); export it to TensorFlow.js layers",
+    b"\x1f\x8b": "a gzip archive; unpack it first",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x08\x03\x12": "an ONNX file; convert the checkpoint that it was made from",
+    b"\x04\x00\x00\x00\x01\x00\x00\x00\x03\x00\x00\x00V 1": "a Torch7 .t7 file of the Lua code",
+}
+
+
+def read(path: str | os.PathLike[str]) -> Model:
+    """Read a generator from one of our files, from a foreign one or from a TensorFlow.js folder.
+
+    Raises ModelFormatError for anything malformed or unsupported; BackendUnavailable when a .pth
+    needs torch and there is none; OSError for a file that cannot be read.
+
+    >>> model = read("latest_net_G.pth")                                  # doctest: +SKIP
+    """
+    where = os.fsdecode(path)
+    if Path(path).is_dir():
+        return _told(tfjs.read_tfjs(Path(path) / "model.json", where), where)
+    with open_file(path) as stream:
+        start = stream.read(512)
+        length = int.from_bytes(start[:8], "little")
+        if len(start) >= 9 and start[8:9] == b"{" and length < 1 << 40:
+            header = read_header(stream, where)
+            if not is_ours(header):
+                return _told(_read_safetensors(stream, header, where), where)
+        elif start.startswith(b"PK\x03\x04"):
+            return _told(_read_torch(stream, where, archive=True), where)
+        elif start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
+            return _told(_read_torch(stream, where, archive=False), where)
+        elif start.lstrip()[:1] == b"{" and Path(path).suffix == ".json":
+            return _told(tfjs.read_tfjs(Path(path), where), where)
+        elif start[4:6] in (b"[{", b"[ ", b"[\n"):
+            return _told(pict.read_pict(stream, where), where)
+        else:
+            raise ModelFormatError(f"{where}: {_what(start)}. Known are: {KNOWN}")
+    return load(path)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    dtype: Literal["f32", "f16", "bf16"] = "f32",
+) -> Model:
+    """Read `source`, write it as one of our files, return what the new file holds.
+
+    The file takes its name only after it was read back. Raises as `read` and `model.save` do.
+    """
+    save(read(source), target, dtype=dtype)
+    return load(target)
+
+
+def _told(model: Model, where: str) -> Model:
+    log.info("%s: %s", where, model.card["inferred"])
+    return model
+
+
+def _what(start: bytes) -> str:
+    for magic, name in FOREIGN_MAGIC.items():
+        if start.startswith(magic):
+            return f"is {name}"
+    if start[257:262] == b"ustar":
+        return "is a tar archive (torch before 0.1.10, or a packed folder), which is not read"
+    if not start.strip(b"\0"):
+        return "is empty" if not start else "begins with zeros"
+    return "is of no known kind"
+
+
+# -- junyanz's generators --------------------------------------------------------------------------
+#
+# His U-Net is a recursion: the block B(k) = root + "1." + "model." + (k-1) times "3.model." holds
+# our e(k+1) and d(N-k). Inference needs the shapes only, so that a file can be refused unread.
+
+PREFIXES = ("module.", "_orig_mod.", "netG.", "net_G.", "generator.", "G.")
+OTHERS = ("netD.", "net_D.", "discriminator.", "D.", "netD_A.", "netD_B.")
+WRAPPERS = ("state_dict", "netG", "net_G", "generator", "G", "model_state_dict", "model", "params")
+STATISTICS = ("running_mean", "running_var")
+
+
+class Found(NamedTuple):
+    architecture: Architecture
+    names: dict[str, str]  # ours -> the file's
+    text: str
+
+
+def infer(shapes: Mapping[str, Shape], where: str) -> Found:
+    """The U-Net that a state dict with these names and shapes is.
+
+    Raises ModelFormatError naming what it is instead, or the tensor that does not fit.
+    """
+    plain = _strip_prefixes(shapes)  # short name -> the file's name
+    root = next(
+        (m[1] for n in plain if (m := re.fullmatch(r"((?:model\.)*)1\.model\.1\.weight", n))), None
+    )
+    if root is None:
+        raise ModelFormatError(f"{where}: {_other_network(plain, shapes)}")
+    convs, norms = _places(root, plain, shapes)
+    depth = len(convs) // 2
+
+    def shape_of(layer: str) -> Shape:
+        name = convs[layer] + ".weight"
+        if name not in plain:
+            raise ModelFormatError(
+                f"{where}: tensor {show(name)} is missing: it is our {layer}.weight"
+            )
+        shape = shapes[plain[name]]
+        if len(shape) != 4 or shape[2:] != (4, 4):
+            raise ModelFormatError(
+                f"{where}: tensor {show(plain[name])} has shape {shape}, expected 4x4 kernels"
+            )
+        return shape
+
+    first, last = shape_of("e1"), shape_of(f"d{depth}")
+    kind, affine, text, dropped = _norm_kind(convs, norms, plain, where)
+    places = tuple(f"d{k}" for k in range(2, depth - 3))
+    try:
+        architecture = Architecture(
+            depth=depth,
+            ngf=first[0],
+            in_channels=first[1],
+            out_channels=last[1],
+            skips=last[0] == 2 * first[0],
+            norm=kind,
+            affine=affine,
+            bottleneck_norm=kind != "none" and f"e{depth}" in norms,
+            dropout=places,
+        )
+    except ModelFormatError as error:
+        raise ModelFormatError(f"{where}: {error}") from None
+    names: dict[str, str] = {}
+    parts = {"mean": "running_mean", "var": "running_var", "weight": "weight", "bias": "bias"}
+    for ours, expected in architecture.shapes().items():
+        layer, *middle, part = ours.split(".")
+        theirs = f"{norms[layer] if middle else convs[layer]}.{parts[part]}"
+        if theirs not in plain:
+            if part == "bias" and not middle:
+                continue
+            raise ModelFormatError(f"{where}: tensor {show(theirs)} is missing: it is our {ours}")
+        if tuple(shapes[plain[theirs]]) != expected:
+            raise ModelFormatError(
+                f"{where}: tensor {show(plain[theirs])} has shape {tuple(shapes[plain[theirs]])}, "
+                f"but as {ours} of a U-Net with ngf {architecture.ngf} it must be {expected}"
+            )
+        names[ours] = plain[theirs]
+    used = set(names.values())
+    for name, full in plain.items():
+        if full in used or name.endswith(".num_batches_tracked"):
+            continue
+        if name.rpartition(".")[0] in norms.values() and name.rpartition(".")[2] in dropped:
+            continue
+        raise ModelFormatError(f"{where}: tensor {show(full)} does not belong to a U-Net generator")
+    return Found(architecture, names, _summary(architecture, text))
+
+
+def _strip_prefixes(names: Iterable[str]) -> dict[str, str]:
+    """Short name -> full name, without DataParallel's, torch.compile's and wrapper's prefixes."""
+    plain = {name: name for name in names}
+    while plain:
+        prefix = next((p for p in PREFIXES if any(n.startswith(p) for n in plain)), None)
+        if prefix is None:
+            break
+        others = [n for n in plain if not n.startswith(prefix)]
+        if any(not n.startswith(OTHERS) for n in others):
+            break
+        plain = {n.removeprefix(prefix): f for n, f in plain.items() if n.startswith(prefix)}
+    return plain
+
+
+def _places(
+    root: str, plain: Mapping[str, str], shapes: Mapping[str, Shape]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Where each layer's convolution and norm stand, by our names; the norms may be absent."""
+    blocks = [root + "1.model."]
+    while any(name.startswith(blocks[-1] + "3.model.") for name in plain):
+        blocks.append(blocks[-1] + "3.model.")
+    n, innermost = len(blocks) + 1, blocks[-1]
+    convs = {"e1": root + "0", f"d{n}": root + "3"}
+    norms: dict[str, str] = {}
+    for k, block in enumerate(blocks[:-1], start=1):
+        convs |= {f"e{k + 1}": block + "1", f"d{n - k}": block + "5"}
+        norms |= {f"e{k + 1}": block + "2", f"d{n - k}": block + "6"}
+    # a norm at the bottleneck (TensorFlow's habit, and forks') moves what follows by one
+    deep = len(shapes.get(plain.get(innermost + "4.weight", ""), ())) == 4
+    convs |= {f"e{n}": innermost + "1", "d1": innermost + ("4" if deep else "3")}
+    norms |= {"d1": innermost + ("5" if deep else "4")}
+    if deep:
+        norms[f"e{n}"] = innermost + "2"
+    return convs, norms
+
+
+def _norm_kind(
+    convs: Mapping[str, str], norms: Mapping[str, str], plain: Mapping[str, str], where: str
+) -> tuple[Literal["image", "running", "none"], bool, str, tuple[str, ...]]:
+    """(norm, affine, words for it, statistics to drop) by the table of norm keys and biases."""
+
+    def has(place: str, parts: tuple[str, ...]) -> bool:
+        return any(f"{place}.{part}" in plain for part in parts)
+
+    kinds = {
+        layer: (has(place, ("weight", "bias")), has(place, STATISTICS))
+        for layer, place in norms.items()
+    }
+    if len(set(kinds.values())) > 1:
+        few = sorted(kinds, key=lambda layer: list(kinds.values()).count(kinds[layer]))[0]
+        raise ModelFormatError(
+            f"{where}: the norms differ in kind: {few} ({show(norms[few])}) has not the tensors "
+            "that the others have"
+        )
+    affine, running = next(iter(kinds.values()))
+    biased = {layer for layer, place in convs.items() if f"{place}.bias" in plain}
+    everywhere, at_last = biased == set(convs), biased <= {f"d{len(convs) // 2}"}
+    if affine and running:
+        return "running", True, "batch norm", ()
+    if affine:
+        return "image", True, "instance norm with weight and bias", ()
+    if running and everywhere:
+        return "image", False, "instance norm, its old running statistics dropped", STATISTICS
+    if running:
+        return "running", False, "batch norm without weight and bias", ()
+    if everywhere:
+        return "image", False, "instance norm", ()
+    if at_last:
+        return "none", False, "no norm", ()
+    odd = sorted(set(convs) - biased)[0]
+    raise ModelFormatError(
+        f"{where}: there are no norms, and of the convolutions some have a bias and others, like "
+        f"{show(convs[odd])}, have none: it cannot be told whether instance norm is meant"
+    )
+
+
+def _other_network(plain: Mapping[str, str], shapes: Mapping[str, Shape]) -> str:
+    """What a state dict that is no U-Net is; a sentence."""
+    blocks = {name.split(".conv_block.")[0] for name in plain if ".conv_block." in name}
+    only = "this engine runs U-Net generators"
+    if blocks:
+        return f"is a ResNet generator with {len(blocks)} blocks; {only}"
+    if "net.0.weight" in plain and "net.2.weight" in plain:
+        return f"is a pixel discriminator (1x1 convolutions); {only}"
+    convs = [
+        n for n in plain if re.fullmatch(r"model\.\d+\.weight", n) and _rank(n, plain, shapes) == 4
+    ]
+    if convs and shapes[plain[max(convs, key=lambda n: int(n.split(".")[1]))]][0] == 1:
+        strided = len(convs) - 2
+        return f"is a PatchGAN discriminator with {strided} strided layers; {only}"
+    if any(".block." in name or name.startswith("model.1.weight") for name in plain):
+        return f"looks like a ResNet generator; {only}"
+    first = next(iter(plain), None)
+    if first is None:
+        return "holds no tensors"
+    return f"has the tensors of no network that is known, the first is {show(plain[first])}; {only}"
+
+
+def _rank(name: str, plain: Mapping[str, str], shapes: Mapping[str, Shape]) -> int:
+    return len(shapes[plain[name]])
+
+
+def _summary(a: Architecture, norm: str) -> str:
+    text = (
+        f"{'U-Net' if a.skips else 'encoder-decoder'} with {a.depth} levels, ngf {a.ngf}, "
+        f"{a.in_channels} -> {a.out_channels} channels, {norm}"
+    )
+    if a.bottleneck_norm:
+        text += f" (also on e{a.depth})"
+    places = ", ".join(a.dropout) or "nowhere"
+    return f"{text}; assumed: dropout after {places} as in junyanz's code, eps {a.eps:g}, tanh"
+
+
+def _model(found: Found, get: Callable[[str], Array], source: str, where: str) -> Model:
+    raw: dict[str, Array] = {}
+    for ours, theirs in found.names.items():
+        raw[ours] = np.ascontiguousarray(get(theirs), dtype=np.float32)
+        check_values(ours, raw[ours], f"{where}: {show(theirs)}")
+    card = {
+        "name": re.sub(r"[^ -~]", "?", Path(where).stem)[:200],
+        "source": source,
+        "inferred": found.text,
+        "dropout_places": "assumed",
+        "source_channels": "RGB",
+        "value_range": [-1, 1],
+    }
+    return Model(found.architecture, StoredTensors(raw), card)
+
+
+def _read_safetensors(stream: BinaryIO, header: Header, where: str) -> Model:
+    entries = header.tensors
+    found = infer({name: entry.shape for name, entry in entries.items()}, where)
+    for name in found.names.values():
+        if entries[name].dtype == "I64":
+            raise ModelFormatError(f"{where}: tensor {show(name)}: dtype I64, expected weights")
+
+    def get(name: str) -> Array:
+        return to_float32(read_raw(stream, entries[name], where))
+
+    return _model(found, get, "safetensors with junyanz's names", where)
+
+
+# -- torch -----------------------------------------------------------------------------------------
+
+
+def _read_torch(stream: BinaryIO, where: str, *, archive: bool) -> Model:
+    if archive:
+        _check_zip(stream, where)
+    torch = _torch(where)
+    stream.seek(0)
+    try:
+        value = torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # pickle's own class cannot be named here: pickle is never imported
+        raise ModelFormatError(
+            f"{where}: torch.load(weights_only=True) refuses it ({_reason(error)}); "
+            "there is no other way to read it here"
+        ) from None
+    state = _unwrap(value, torch, where)
+    found = infer({name: tuple(tensor.shape) for name, tensor in state.items()}, where)
+    for name in found.names.values():
+        _check_tensor(state[name], torch, f"{where}: tensor {show(name)}")
+
+    def get(name: str) -> Array:
+        array: Array = state[name].detach().to(torch.float32).contiguous().numpy()
+        return array
+
+    return _model(found, get, "junyanz's state dict (.pth)", where)
+
+
+def _torch(where: str) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise BackendUnavailable(
+            f"{where}: a .pth file needs torch 2.10 or newer: pip install 'pix2pix_fast[train]'"
+        ) from None
+    version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+    if version < TORCH_FLOOR:
+        raise BackendUnavailable(
+            f"{where}: a .pth file needs torch 2.10 or newer (safe loading was repaired), found "
+            f"{torch.__version__}: pip install 'pix2pix_fast[train]'"
+        )
+    return torch
+
+
+def _reason(error: Exception) -> str:
+    """torch's own words, without its advice to load unsafely."""
+    text = str(error)
+    for pattern in (
+        r"(?:Unsupported global: )?GLOBAL (\S+) was not an allowed global",
+        r"(Unsupported \w+ [^.\n]*)",
+        r"(Trying to [^.\n]*)",
+        r"(\S+ whose module \S+ is blocked)",
+    ):
+        if match := re.search(pattern, text):
+            found = match[1]
+            return f"it calls {show(found)}" if pattern.startswith("(?:Uns") else show(found)
+    if "Weights only load failed" in text:
+        return "its pickle is broken or asks for more than weights"
+    return show(text.splitlines()[0] if text else type(error).__name__)
+
+
+def _unwrap(value: Any, torch: Any, where: str) -> dict[str, Any]:
+    """The state dict itself, out of the wrappers that people save around it."""
+    for _ in range(4):
+        if not isinstance(value, dict):
+            break
+        tensors = {
+            name: item
+            for name, item in value.items()
+            if isinstance(name, str) and isinstance(item, torch.Tensor)
+        }
+        if tensors:
+            return tensors
+        inner = {name: item for name, item in value.items() if isinstance(item, dict) and item}
+        known = next((name for name in WRAPPERS if name in inner), None)
+        if known is None and len(inner) != 1:
+            keys = [show(name) for name in list(value)[:8]]
+            raise ModelFormatError(
+                f"{where}: holds no generator's tensors, only the entries {', '.join(keys)}"
+            )
+        value = inner[known] if known is not None else next(iter(inner.values()))
+    raise ModelFormatError(f"{where}: holds {show(type(value).__name__)}, expected a state dict")
+
+
+def _check_tensor(tensor: Any, torch: Any, where: str) -> None:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise ModelFormatError(f"{where}: expected a plain dense tensor, got {show(tensor.layout)}")
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise ModelFormatError(f"{where}: dtype {tensor.dtype}, expected floating point")
+    # a stride of 0 would let a few bytes pose as gigabytes
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ModelFormatError(f"{where}: its shape {tuple(tensor.shape)} is larger than its data")
+
+
+def _check_zip(stream: BinaryIO, where: str) -> None:
+    """Refuse, before anything is inflated or torch imported, a zip that torch.save did not write.
+
+    torch stores its records uncompressed, so the bytes unpacked can be no more than the file.
+    """
+    size = _check_zip_end(stream, where)
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            infos = archive.infolist()
+    except Exception as error:  # zipfile leaks several kinds
+        raise ModelFormatError(f"{where}: broken zip: {show(str(error))}") from None
+    names = [info.filename for info in infos]
+    if len(set(names)) != len(names):
+        raise ModelFormatError(f"{where}: zip: an entry occurs twice")
+    for info in infos:
+        entry = f"{where}: zip entry {show(info.filename)}"
+        if info.flag_bits & 1:
+            raise ModelFormatError(f"{entry} is encrypted")
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise ModelFormatError(
+                f"{entry} is compressed to {info.compress_size} of {info.file_size} bytes; "
+                "torch.save stores"
+            )
+        if info.filename.endswith("data.pkl") and info.file_size > MAX_PICKLE_BYTES:
+            raise ModelFormatError(
+                f"{entry} has {info.file_size} bytes, at most {MAX_PICKLE_BYTES} are accepted"
+            )
+    if sum(info.file_size for info in infos) > size:
+        raise ModelFormatError(f"{where}: zip: its entries overlap")
+    if any("/code/" in name for name in names):
+        raise ModelFormatError(f"{where}: is a TorchScript program, expected a state dict")
+    if not any(re.fullmatch(r"[^/]+/data\.pkl", name) for name in names):
+        raise ModelFormatError(f"{where}: is a zip without */data.pkl: torch.save did not write it")
+
+
+def _check_zip_end(stream: BinaryIO, where: str) -> int:
+    """Bound the directory before zipfile makes an object of each entry; return the file's size."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - 42))
+    tail = stream.read(42)
+    end = tail[-22:]
+    if end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
+        raise ModelFormatError(
+            f"{where}: zip without its end record in the last 22 bytes: cut short?"
+        )
+    entries, length = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
+    if tail[:4] == b"PK\x06\x07":  # torch always adds the 64-bit end record
+        stream.seek(min(size, int.from_bytes(tail[8:16], "little")))
+        wide = stream.read(56)
+        if wide[:4] != b"PK\x06\x06":
+            raise ModelFormatError(f"{where}: zip: its 64-bit end record is missing")
+        entries = int.from_bytes(wide[32:40], "little")
+        length = int.from_bytes(wide[40:48], "little")
+    if entries > MAX_ENTRIES or length > MAX_DIRECTORY_BYTES:
+        raise ModelFormatError(
+            f"{where}: zip with {entries} entries in a directory of {length} bytes, at most "
+            f"{MAX_ENTRIES} in {MAX_DIRECTORY_BYTES} are accepted"
+        )
+    return size
