@@ -267,7 +267,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     final = Path(path)
     part = final.with_name(f".{final.name}.{secrets.token_hex(4)}.part")
     try:
-        with part.open("xb") as stream:
+        with part.open("x+b") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
