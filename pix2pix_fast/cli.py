@@ -61,6 +61,9 @@ class _Verb(click.Command):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            ctx.exit(130)
         except Exception as error:
             if ctx.meta["debug"]:
                 raise
@@ -77,8 +80,7 @@ class _Verbs(click.Group):
         except click.ClickException as error:
             _complain(error.format_message())
             code = error.exit_code
-        except (click.Abort, KeyboardInterrupt):
-            _complain("interrupted")
+        except click.Abort:  # Ctrl-C outside of a verb
             code = 130
         sys.exit(code or 0)
 
@@ -234,6 +236,7 @@ def _translate_all(
             nonlocal failed
             failed += 1
             reason = _reason(error).removeprefix("image: ").removeprefix(f"{item.source}: ")
+            reason = reason.removesuffix(f": {_plain(item.source)}")  # the line begins with it
             complain(f"{_plain(item.source)}: {reason}")
             if as_json:
                 click.echo(json.dumps({"source": _plain(item.source), "error": reason}))
@@ -256,7 +259,7 @@ def _translate_all(
         for item, target in zip(items, targets, strict=True):
             try:
                 _check_target(item.source, target, taken, overwrite)
-                data = click.get_binary_stream("stdin").read() if item.source == "-" else ""
+                data = sys.stdin.buffer.read() if item.source == "-" else ""
                 start = time.perf_counter()
                 result: Any = engine.translate(data or item.source)
                 ms = (time.perf_counter() - start) * 1e3
@@ -297,7 +300,8 @@ def _check_target(source: str, target: str, taken: dict[str, str], overwrite: bo
 def _save(image: Image.Image, target: str) -> None:
     """Write a picture so that its final name never holds half of it."""
     if target == "-":
-        image.save(click.get_binary_stream("stdout"), "PNG")
+        image.save(sys.stdout.buffer, "PNG")
+        sys.stdout.buffer.flush()
         return
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -317,15 +321,21 @@ def _save(image: Image.Image, target: str) -> None:
 @main.command()
 @click.argument("source", type=click.Path(exists=True))
 @click.argument("target", metavar="OUT.safetensors", type=click.Path(dir_okay=False))
+@click.option(
+    "--dtype", type=click.Choice(["f32", "f16", "bf16"]), default="f32", help="Of the file."
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-def convert(source: str, target: str, overwrite: bool) -> None:
+def convert(source: str, target: str, dtype: Any, overwrite: bool) -> None:
     """Turn anybody's pix2pix checkpoint into our safetensors file."""
+    from dataclasses import asdict
+
     from . import checkpoints
 
     if Path(target).exists() and not overwrite:
         raise FileExistsError(f"{_plain(target)} exists; --overwrite replaces it")
-    model = checkpoints.convert(source, target)
-    _show({"output": target, "digest": model.digest, **_facts(model.architecture)}, False)
+    model = checkpoints.convert(source, target, dtype=dtype)
+    facts = {"output": target, "digest": model.digest, "inferred": model.card.get("inferred", "")}
+    _show(facts | asdict(model.architecture), False)
 
 
 @main.command()
@@ -561,12 +571,6 @@ def _reason(error: Exception) -> str:
 def _plain(text: str) -> str:
     """Text from files and names with whatever could steer a terminal escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _facts(thing: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(thing)
 
 
 def _show(facts: dict[str, Any], as_json: bool, indent: str = "") -> None:

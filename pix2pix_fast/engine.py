@@ -488,9 +488,9 @@ def _model_of(model: Any) -> Model:
     if isinstance(model, Model):
         return model
     if isinstance(model, (str, os.PathLike)):
+        images.refuse_url("model", os.fsdecode(model))
         from . import checkpoints
 
-        images.refuse_url("model", os.fsdecode(model))
         return checkpoints.read(model)
     raise TypeError(
         f"model: expected the path of a model file or a Model, got {type(model).__name__}"

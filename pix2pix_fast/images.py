@@ -151,7 +151,7 @@ def open_picture(source: Any) -> Image.Image:
             return _upright(image)
     except UnidentifiedImageError:
         raise ValueError(
-            f"image: {name} is no picture file that we open ({', '.join(FORMATS)})"
+            f"image: {name}: no picture file that we open ({', '.join(FORMATS)})"
         ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"image: {name}: {error}") from None
@@ -162,7 +162,7 @@ def open_picture(source: Any) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the file system's word: no such file, no permission
-        raise ValueError(f"image: {name} is damaged: {error}") from error
+        raise ValueError(f"image: {name}: damaged: {error}") from error
 
 
 def refuse_url(argument: str, name: str) -> None:

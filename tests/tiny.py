@@ -3,8 +3,14 @@ picture."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 
+import pix2pix_fast
 from pix2pix_fast.model import Architecture, Model
 
 
@@ -53,3 +59,26 @@ def noise(shape: tuple[int, ...], dtype: str = "uint8", seed: int = 0) -> np.nda
     if np.dtype(dtype).kind == "u":
         return rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
     return rng.random(shape).astype(dtype)
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """For a fresh process that is to import the same package as this one."""
+    path = os.pathsep.join(
+        [str(Path(pix2pix_fast.__file__).parents[1]), str(Path(__file__).parent)]
+    )
+    return {**os.environ, "PYTHONPATH": path, **extra}
+
+
+def child(code: str, *arguments: str, timeout: float = 60, **extra: str) -> str:
+    """What a fresh Python prints when it runs `code`; its failure is ours."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=environment(**extra),
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

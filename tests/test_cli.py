@@ -1,0 +1,409 @@
+"""pix2pix-fast: each verb by click's runner, and what only a real process can show."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from tiny import child, environment, noise, tiny_model
+
+from pix2pix_fast import Engine, cli, model
+
+MODEL = tiny_model(dropout=("d1",))
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    model.save(model.Model(MODEL.architecture, MODEL.tensors, {"size": [32, 32]}), path)
+    return str(path)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line in tmp_path; its errors must be single lines."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: Any, stdin: bytes = b"") -> Result:
+        result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments], stdin)
+        if "--debug" not in arguments:
+            assert "Traceback" not in result.stderr
+        return result
+
+    return run
+
+
+def draw(path: Path, seed: int = 0, size: tuple[int, int] = (20, 24)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise((*size, 3), seed=seed)).save(path)
+    return path
+
+
+def translated(picture: Path) -> np.ndarray:
+    with Engine(MODEL, size=(32, 32)) as engine:
+        return engine.translate(np.asarray(Image.open(picture).convert("RGB")))
+
+
+def names(folder: str | Path) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+# translate
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "bmp", "tif", "ppm", "jpg"])
+def test_one_file(run: Run, path: str, tmp_path: Path, suffix: str) -> None:
+    picture = draw(tmp_path / "a.png")
+    result = run("translate", path, "a.png", "-o", f"new/b.{suffix}")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"new/b.{suffix}\n", "")
+    if suffix == "jpg":
+        assert pixels(tmp_path / "new/b.jpg").shape == (20, 24, 3)
+    else:
+        np.testing.assert_array_equal(pixels(tmp_path / f"new/b.{suffix}"), translated(picture))
+    assert names(tmp_path / "new") == [f"b.{suffix}"]  # and no part of it
+
+
+def test_folder_is_mirrored(run: Run, path: str, tmp_path: Path) -> None:
+    for index, name in enumerate(["a.png", "b.JPG", "deep/er/c.webp", "deep/d.bmp"]):
+        draw(tmp_path / "in" / name, index)
+    (tmp_path / "in/notes.md").write_text("no picture")
+    result = run("translate", path, "in", "-o", "out")
+    assert result.exit_code == 0
+    made = sorted(str(p.relative_to(tmp_path)) for p in (tmp_path / "out").rglob("*.*"))
+    assert made == ["out/a.png", "out/b.png", "out/deep/d.png", "out/deep/er/c.png"]
+    assert sorted(result.stdout.split()) == made
+    np.testing.assert_array_equal(
+        pixels(tmp_path / "out/deep/d.png"), translated(tmp_path / "in/deep/d.bmp")
+    )
+
+
+def test_patterns_lists_and_several_files(run: Run, path: str, tmp_path: Path) -> None:
+    for name in ("in/a.png", "in/b.png", "in/x/c.png", "d.png"):
+        draw(tmp_path / name)
+    assert run("translate", path, "in/*.png", "-o", "one").exit_code == 0
+    assert names("one") == ["a.png", "b.png"]
+    assert run("translate", path, "in/**/*.png", "-o", "two").exit_code == 0
+    assert names("two") == ["a.png", "b.png", "x"]
+    Path("list.txt").write_text("in/x/c.png\n\n d.png \n")
+    assert run("translate", path, "list.txt", "-o", "three").exit_code == 0
+    assert names("three") == ["c.png", "d.png"]
+    assert run("translate", path, "d.png", "in", "-o", "four").exit_code == 0
+    assert names("four") == ["a.png", "b.png", "d.png", "x"]
+    assert run("translate", path, "d.png", "-o", "folder").exit_code == 0
+    assert names("folder") == ["d.png"]
+
+
+def test_a_name_with_brackets_is_a_name_first(run: Run, path: str, tmp_path: Path) -> None:
+    draw(tmp_path / "a[1].png")
+    assert run("translate", path, "a[1].png", "-o", "b.png").exit_code == 0
+
+
+def test_stdin_and_stdout(run: Run, path: str, tmp_path: Path) -> None:
+    picture = draw(tmp_path / "a.png")
+    want = translated(picture)
+    result = run("translate", path, "-", stdin=picture.read_bytes())
+    assert result.exit_code == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(result.stdout_bytes))), want)
+    result = run("translate", path, "a.png", "-o", "-")
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(result.stdout_bytes))), want)
+    assert run("translate", path, "-", "-o", "b.png", stdin=picture.read_bytes()).exit_code == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "b.png"), want)
+
+
+def test_nothing_is_overwritten_unasked(run: Run, path: str, tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    draw(tmp_path / "out/a.png", seed=9)
+    before = (tmp_path / "out/a.png").read_bytes()
+    result = run("translate", path, "a.png", "-o", "out")
+    assert result.exit_code == 1
+    assert result.stderr == "pix2pix-fast: a.png: out/a.png exists; --overwrite replaces it\n"
+    assert (tmp_path / "out/a.png").read_bytes() == before
+    assert run("translate", path, "a.png", "-o", "out", "--overwrite").exit_code == 0
+    assert (tmp_path / "out/a.png").read_bytes() != before
+
+
+def test_a_picture_never_replaces_itself(run: Run, path: str, tmp_path: Path) -> None:
+    before = draw(tmp_path / "in/a.png").read_bytes()
+    for out in ("in", "in/../in/a.png"):
+        result = run("translate", path, "in/a.png", "-o", out, "--overwrite")
+        assert result.exit_code == 1
+        assert "would replace it" in result.stderr
+    assert (tmp_path / "in/a.png").read_bytes() == before
+
+
+def test_two_pictures_for_one_result(run: Run, path: str, tmp_path: Path) -> None:
+    draw(tmp_path / "in/a.jpg", 1)
+    draw(tmp_path / "in/a.png", 2)
+    result = run("translate", path, "in", "-o", "out", "--overwrite")
+    assert result.exit_code == 1
+    assert "in/a.png: its result out/a.png is also that of in/a.jpg" in result.stderr
+
+
+def test_a_batch_finishes_and_lists_the_bad_files(run: Run, path: str, tmp_path: Path) -> None:
+    for index in range(6):
+        draw(tmp_path / f"in/{index}.png", index)
+    (tmp_path / "in/1.png").write_bytes(b"not a picture")
+    whole = (tmp_path / "in/3.png").read_bytes()
+    (tmp_path / "in/3.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in/5.png").unlink()
+    (tmp_path / "in/5.png").mkdir()
+    result = run("translate", path, "in", "gone.png", "-o", "out")
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("pix2pix-fast: in/1.png: no picture file that we open")
+    assert lines[1].startswith("pix2pix-fast: in/3.png: damaged")
+    assert lines[2] == "pix2pix-fast: gone.png: No such file or directory"
+    assert lines[3] == "pix2pix-fast: 3 of 6 pictures failed"
+    assert names("out") == ["0.png", "2.png", "4.png"]
+
+
+def test_json_and_stats(run: Run, path: str, tmp_path: Path) -> None:
+    draw(tmp_path / "in/a.png")
+    (tmp_path / "in/b.png").write_bytes(b"")
+    result = run("translate", path, "in", "-o", "out", "--json", "--stats", "--threads", 1)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert rows[0]["source"] == "in/a.png"
+    assert rows[0]["output"] == "out/a.png"
+    assert (rows[0]["width"], rows[0]["height"]) == (24, 20)
+    assert rows[0]["ms"] > 0
+    assert rows[1]["source"] == "in/b.png"
+    assert "picture file" in rows[1]["error"]
+    assert rows[2]["stats"]["calls"] == 1
+    assert rows[2]["stats"]["threads"] == 1
+    assert "p50_ms" in run("translate", path, "in/a.png", "-o", "c.png", "--stats").stderr
+
+
+def test_options_reach_the_engine(run: Run, path: str, tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    run("translate", path, "a.png", "-o", "off.png")
+    for name, seed in (("one", 1), ("two", 2), ("again", 1)):
+        assert (
+            run("translate", path, "a.png", "-o", f"{name}.png", "--dropout", seed).exit_code == 0
+        )
+    made = {name: Path(f"{name}.png").read_bytes() for name in ("off", "one", "two", "again")}
+    assert made["one"] == made["again"]
+    assert len(set(made.values())) == 3
+    for option, value, words in (
+        ("--backend", "cuda", "backend 'cuda' cannot run"),
+        ("--precision", "f16", "precision='f16'"),
+        ("--norm", "running", "norm='running' needs stored statistics"),
+    ):
+        result = run("translate", path, "a.png", "-o", "b.png", option, value)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"pix2pix-fast: {words}")
+        assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "Missing argument 'MODEL'"),
+        (("MODEL",), "Missing argument 'SOURCE...'"),
+        (("MODEL", "a.png"), "missing -o OUT"),
+        (("no.safetensors", "a.png", "-o", "b.png"), "'no.safetensors' does not exist"),
+        (("MODEL", "a.png", "a.png", "-o", "b.png"), "several pictures need a folder"),
+        (("MODEL", "folder", "-o", "b.png"), "several pictures need a folder"),
+        (("MODEL", "a.png", "a.png", "-o", "-"), "exactly one picture"),
+        (("MODEL", "a.png", "-o", "text.md"), "is a file, and no picture file"),
+        (("MODEL", "*.gif", "-o", "out"), "no file matches *.gif"),
+        (("MODEL", "empty", "-o", "out"), "no pictures (.png"),
+        (("MODEL", "a.png", "-o", "b.png", "--threads", "0"), "'--threads'"),
+        (("MODEL", "a.png", "-o", "b.png", "--norm", "batch"), "'--norm'"),
+        (("MODEL", "a.png", "-o", "b.png", "--colour"), "No such option"),
+    ],
+)
+def test_wrong_usage(run: Run, path: str, tmp_path: Path, arguments: Any, words: str) -> None:
+    draw(tmp_path / "a.png")
+    draw(tmp_path / "folder/a.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.md").write_text("")
+    result = run("translate", *(path if word == "MODEL" else word for word in arguments))
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_debug_shows_the_traceback(run: Run, path: str) -> None:
+    assert isinstance(run("info", __file__, "--debug").exception, model.ModelFormatError)
+    result = run("info", __file__)
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_names_cannot_steer_the_terminal(run: Run, path: str, tmp_path: Path) -> None:
+    name = "a\x1b[31m\n\udcff.png"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(draw(tmp_path / "x.png").read_bytes())
+    (tmp_path / "in" / ("bad" + name)).write_bytes(b"")
+    result = run("translate", path, "in", "-o", "out")
+    assert result.exit_code == 1
+    assert "\x1b" not in result.stdout + result.stderr
+    assert result.stdout == "out/a\\x1b[31m\\n\\udcff.png\n"
+    assert (tmp_path / "out" / name).exists()
+
+
+# Models
+
+
+def test_convert(run: Run, path: str, tmp_path: Path) -> None:
+    result = run("convert", path, "new.safetensors")
+    assert result.exit_code == 0, result.stderr
+    assert "depth: 3" in result.stdout
+    assert model.load("new.safetensors").architecture == MODEL.architecture
+    assert run("convert", path, "new.safetensors").exit_code == 1
+    assert run("convert", path, "new.safetensors", "--overwrite").exit_code == 0
+    result = run("convert", __file__, "other.safetensors")
+    assert result.exit_code == 1
+    assert not Path("other.safetensors").exists()
+
+
+def test_info(run: Run, path: str) -> None:
+    facts = json.loads(run("info", "--json").stdout)
+    assert facts["backends"]["cpu"] == "ready"
+    assert "CUDA" in facts["backends"]["cuda"]
+    assert facts["isa"] in facts["runnable"]
+    text = run("info").stdout
+    assert "isa: " in text
+    assert "  cpu: ready" in text
+    facts = json.loads(run("info", path, "--json").stdout)
+    assert facts["architecture"]["depth"] == 3
+    assert facts["digest"] == model.load(path).digest
+    assert "  depth: 3" in run("info", path).stdout
+
+
+def test_verify(run: Run, path: str, tmp_path: Path) -> None:
+    result = run("verify", path, "--json")
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["agree"]
+    assert facts["max_level_difference"] <= 1
+    assert facts["rooms"][0] == "scalar"
+    spoilt = bytearray(Path(path).read_bytes())
+    spoilt[-5] ^= 1
+    Path("spoilt.safetensors").write_bytes(spoilt)
+    result = run("verify", "spoilt.safetensors")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_bench(run: Run, path: str) -> None:
+    few = ("--size", "20x24", "--seconds", "0")
+    rows = run("bench", path, *few, "--threads", "1,2", "--json").stdout.splitlines()
+    assert [json.loads(row)["threads"] for row in rows] == [1, 2]
+    assert json.loads(rows[0])["fps"] > 0
+    assert len(run("bench", path, *few, "--threads", "1").stdout.splitlines()) == 2
+    assert run("bench", path, "--size", "20").exit_code == 2
+    assert run("bench", path, "--size", "axb").exit_code == 2
+    assert run("bench", path, "--threads", "0").exit_code == 2
+    assert run("bench", path, *few, "--precision", "int8").exit_code == 1
+
+
+def test_demo(run: Run, path: str, tmp_path: Path) -> None:
+    for index, size in enumerate([(32, 32), (20, 24), (32, 48)]):
+        draw(tmp_path / f"drawings/{index}.png", index, size)
+    result = run("demo", "--model", path, "--pictures", "drawings", "-o", "sheet.png")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count(" ms") == 3
+    assert "20x24" in result.stdout
+    sheet = pixels(tmp_path / "sheet.png")
+    drawing = pixels(tmp_path / "drawings/0.png")
+    np.testing.assert_array_equal(sheet[8:40, 8:40], drawing)
+    np.testing.assert_array_equal(sheet[8:40, 48:80], translated(tmp_path / "drawings/0.png"))
+    assert run("demo", "--model", path, "-o", "sheet.png").exit_code == 1
+    result = run("demo", "--model", "no.safetensors", "-o", "other.png")
+    assert result.exit_code == 1
+    assert "give one by --model" in result.stderr
+
+
+def test_the_example_drawings_are_there() -> None:
+    from importlib.resources import files
+
+    folder = files("pix2pix_fast") / "assets" / "pictures"
+    sizes = {Image.open(str(drawing)).size for drawing in folder.iterdir()}
+    assert len(list(folder.iterdir())) >= 4
+    assert (256, 256) in sizes
+    assert any(width != height for width, height in sizes)
+
+
+# What only a process can show
+
+
+def start(*arguments: Any, **extra: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pix2pix_fast.cli", *map(str, arguments)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **extra,
+    )
+
+
+def test_a_real_process(path: str, tmp_path: Path) -> None:
+    picture = draw(tmp_path / "a.png")
+    process = start("translate", path, "-", stdin=subprocess.PIPE, cwd=tmp_path)
+    out, err = process.communicate(picture.read_bytes(), timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(out))), translated(picture))
+    process = start("translate", path, "a.png", "-o", "no/such.gif/", "--json", cwd=tmp_path)
+    process.communicate(timeout=60)
+    assert process.returncode == 0  # a folder of that name
+
+
+def test_interrupted_batches_exit_with_130(path: str, tmp_path: Path) -> None:
+    for index in range(400):
+        draw(tmp_path / f"in/{index:03}.png", index, (64, 64))
+    process = start("translate", path, "in", "-o", "out", cwd=tmp_path)
+    end = time.monotonic() + 60
+    while not (tmp_path / "out").exists() and time.monotonic() < end:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, b"pix2pix-fast: interrupted\n")
+    made = names(tmp_path / "out")
+    assert 0 < len(made) < 400
+    assert all(name.endswith(".png") for name in made)  # whole files only
+    for name in made:
+        assert pixels(tmp_path / "out" / name).shape == (64, 64, 3)
+
+
+def test_help_is_quick_and_light() -> None:
+    """Under 300 ms and without the heavy libraries. Processor time, the best of several tries."""
+    code = """
+import sys, time
+start = time.process_time()
+from pix2pix_fast import cli
+try:
+    cli.main(["--help"])
+except SystemExit:
+    pass
+print(time.process_time() - start, *sorted({"torch", "PIL", "rich", "onnx"} & set(sys.modules)))
+"""
+    lines = [child(code).splitlines() for _ in range(6)]
+    for verb in ("translate", "convert", "info", "verify", "bench", "demo", "train"):
+        assert any(line.split()[:1] == [verb] for line in lines[0])
+    assert all(len(line[-1].split()) == 1 for line in lines)
+    assert min(float(line[-1]) for line in lines) < 0.300
+
+
+def test_version(run: Run) -> None:
+    import pix2pix_fast
+
+    assert run("--version").stdout.strip() == pix2pix_fast.__version__
