@@ -192,10 +192,26 @@ def test_nan_names_step_and_pair_and_leaves_the_last_state(tmp_path):
     with pytest.raises(TrainingStopped) as error:
         train(values, tmp_path / "good", tmp_path / "run", resume=True, quiet=True)
     third = int(np.random.default_rng([0, 0]).permutation(4)[2])
-    assert f"step 2, epoch 0, train/pair{third}.npy" in str(error.value)
+    assert f"step 2, train/pair{third}.npy" in str(error.value)
     assert "a loss is not finite" in str(error.value) and "last.pt" in str(error.value)
     assert (tmp_path / "run" / "last.pt").read_bytes() == before
     assert read_log(tmp_path / "run")[-1]["event"] == "stopped"
+
+
+def test_an_overflowing_gradient_names_the_pair_before(tmp_path, monkeypatch):
+    write_arrays(tmp_path / "data")
+    step = Trainer.step
+
+    def poisoned(self, batches):
+        losses = step(self, batches)
+        if self.step_count == 2:
+            next(self.g.parameters()).data.fill_(float("inf"))
+        return losses
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    second = int(np.random.default_rng([0, 0]).permutation(4)[1])
+    with pytest.raises(TrainingStopped, match=rf"step 2, train/pair{second}\.npy: a loss is not"):
+        train(tiny(), tmp_path / "data", tmp_path / "run", quiet=True)
 
 
 def test_a_picture_that_breaks_later_costs_nothing(pairs, tmp_path):

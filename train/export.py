@@ -36,7 +36,7 @@ class ExportError(P2PError, RuntimeError):
 def to_model(source: Source, *, which: Which = "last", card: dict[str, Any] | None = None) -> Model:
     """The generator of a run folder, state file, Trainer or network as a Model with its card.
 
-    A network that is not of this package is taken for what `checkpoints.read` knows by its state dict.
+    A network not of this package is read as `checkpoints.read` would read its state dict.
 
     which: the state of a run folder. card: entries added to what the run knows about itself.
     Raises ValueError for a generator that is no U-Net or encoder-decoder.

@@ -109,7 +109,7 @@ class Trainer:
     def step(self, batches: list[Batch]) -> dict[str, Tensor]:
         """One D step and one G step on the mean over `batches`; the parts of both losses.
 
-        Raises TrainingStopped before any weight has changed when a loss is not finite.
+        Raises TrainingStopped when a loss is not finite, before the network it belongs to moves.
         """
         share = 1.0 / len(batches)
         batches = [(self.to_device(x), self.to_device(t)) for x, t in batches]
@@ -148,6 +148,11 @@ class Trainer:
         self.scaler_g.update()
         self.step_count += 1
         return total
+
+    def is_finite(self) -> bool:
+        """Whether every weight of both networks still is a number."""
+        nets = (self.g, self.d) if self.d is not None else (self.g,)
+        return all(bool(p.isfinite().all()) for net in nets for p in net.parameters())
 
     def _refuse_not_finite(self, parts: dict[str, Tensor]) -> None:
         values = {name: float(value.detach()) for name, value in parts.items()}
@@ -253,43 +258,27 @@ def train(
         while epoch < epochs and not (max_steps and trainer.step_count >= max_steps):
             rate = learning_rate(values, epoch)
             trainer.set_learning_rate(rate)
-            batches = Batches(
-                len(pairs),
-                values,
-                epoch,
-                first=trainer.step_count % per_epoch,
-                rank=distributed.rank(),
-                world=world,
-            )
-            loader = DataLoader(
-                pairs,
-                batch_sampler=batches,
-                num_workers=values["workers"],
-                generator=torch.Generator(),  # else starting it draws from dropout's generator
-            )
-            source = iter(loader)
-            stop = False
+            source = epoch_batches(pairs, values, epoch, trainer.step_count % per_epoch)
+            stop, before = False, []
             while trainer.step_count < (epoch + 1) * per_epoch:
                 stop = distributed.any_true(interrupted())
                 if stop or (max_steps and trainer.step_count >= max_steps):
                     break
                 try:
-                    micro = [next(source) for _ in range(values["accumulate"])]
+                    batches, names = next(source)
                 except Exception:
                     if world == 1:  # a bad file found late: nothing learnt is lost
                         save(last)
                     raise
                 try:
-                    losses = trainer.step([(x, t) for x, t, _ in micro])
+                    losses = trainer.step(batches)
                 except TrainingStopped as error:
-                    names = [pairs.name(int(i)) for _, _, index in micro for i in index]
-                    where = f"step {trainer.step_count}, epoch {epoch}, {', '.join(names)}"
-                    report.event("stopped", message=f"{where}: {error}")
-                    raise TrainingStopped(
-                        f"{where}: {error}. The last good state is in {last}"
-                        if last.exists()
-                        else f"{where}: {error}"
-                    ) from None
+                    culprits = names if trainer.is_finite() else before  # a gradient overflowed
+                    message = f"step {trainer.step_count}, {', '.join(culprits)}: {error}"
+                    report.event("stopped", message=message)
+                    kept = f"; the last good state is {last}" if last.exists() else ""
+                    raise TrainingStopped(message + kept) from None
+                before = names
                 report.step(trainer.step_count, epoch, losses, rate)
             if trainer.step_count < (epoch + 1) * per_epoch:
                 save(last)
@@ -298,23 +287,65 @@ def train(
                     raise KeyboardInterrupt
                 break
             epoch += 1
-            final = epoch == epochs
             improved = False
             if held and distributed.rank() == 0:
-                if epoch % values["sample_every"] == 0 or final:
-                    report.samples(epoch, sample(trainer, held))
-                if epoch % values["evaluate_every"] == 0 or final:
-                    metrics = evaluate(trainer, held, values["evaluate_count"])
-                    history["metrics"] = {"epoch": epoch, "split": held_out, **metrics}
-                    report.event("evaluate", **history["metrics"])
-                    improved = metrics["l1"] < history["best_l1"]
-                    history["best_l1"] = min(metrics["l1"], history["best_l1"])
+                improved = look(trainer, held, report, history, epoch, final=epoch == epochs)
             if distributed.any_true(improved):
                 save(best)
             save(last)
             report.event("epoch", epoch=epoch, step=trainer.step_count, seconds=history["seconds"])
         report.event("end", step=trainer.step_count, seconds=history["seconds"])
     return trainer
+
+
+def epoch_batches(
+    pairs: Pairs, values: dict[str, Any], epoch: int, first: int
+) -> Iterator[tuple[list[Batch], list[str]]]:
+    """For each step from `first` on: its batches for this process, and the names of their pairs."""
+    loader = DataLoader(
+        pairs,
+        batch_sampler=Batches(
+            len(pairs),
+            values,
+            epoch,
+            first=first,
+            rank=distributed.rank(),
+            world=distributed.world(),
+        ),
+        num_workers=values["workers"],
+        generator=torch.Generator(),  # else starting it draws from dropout's generator
+    )
+    batches: list[Batch] = []
+    names: list[str] = []
+    for x, t, index in loader:
+        batches.append((x, t))
+        names += [pairs.name(int(i)) for i in index]
+        if len(batches) == values["accumulate"]:
+            yield batches, names
+            batches, names = [], []
+
+
+def look(
+    trainer: Trainer,
+    held: Pairs,
+    report: Report,
+    history: dict[str, Any],
+    epoch: int,
+    *,
+    final: bool,
+) -> bool:
+    """Grid and figures of the held-out pairs when due; whether their L1 is the best so far."""
+    values = trainer.values
+    if epoch % values["sample_every"] == 0 or final:
+        report.samples(epoch, sample(trainer, held))
+    if epoch % values["evaluate_every"] and not final:
+        return False
+    metrics = evaluate(trainer, held, values["evaluate_count"])
+    history["metrics"] = {"epoch": epoch, "split": held.split, **metrics}
+    report.event("evaluate", **history["metrics"])
+    improved = metrics["l1"] < history["best_l1"]
+    history["best_l1"] = min(metrics["l1"], history["best_l1"])
+    return improved
 
 
 def sample(trainer: Trainer, held: Pairs, count: int = 8) -> list[tuple[Tensor, Tensor, Tensor]]:
