@@ -459,7 +459,7 @@ def bench(
 def demo(
     model: str | None, pictures: str | None, out: str, overwrite: bool, **options: Any
 ) -> None:
-    """Translate the example drawings and put both, side by side, into one PNG."""
+    """Translate the example drawings; drawings and photos go side by side into one PNG."""
     from importlib.resources import as_file, files
 
     from . import images
@@ -475,7 +475,7 @@ def demo(
         if not path.exists():
             raise FileNotFoundError(f"no example model at {_plain(str(path))}; give one by --model")
         names = [item.source for item in _items(str(folder))]
-        rows = []
+        pairs = []
         with Engine(path, **options) as engine:
             for name in names:
                 drawing = images.open_picture(name).convert("RGB")
@@ -483,31 +483,34 @@ def demo(
                 start = time.perf_counter()
                 photo = engine.translate(drawing)
                 ms = (time.perf_counter() - start) * 1e3
-                rows.append((drawing, photo))
+                pairs.append((drawing, photo))
                 size = f"{drawing.height}x{drawing.width}"
                 click.echo(f"{_plain(Path(name).name)}  {size}  {ms:.1f} ms")
             what = engine.info
-    _save(_side_by_side(rows), out)
+    _save(_side_by_side(pairs), out)
     click.echo(f"{what['backend']} {what['isa']} {what['precision']}, {what['threads']} threads")
     click.echo(_plain(out))
 
 
-def _side_by_side(rows: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
-    """Drawing and photo of every row next to each other, rows in two columns, on white."""
+def _side_by_side(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
+    """Every drawing above its photo, pairs side by side on white, in lines like words."""
     from PIL import Image
 
-    gap = 8
-    cell_w = max(drawing.width for drawing, _ in rows) * 2 + gap
-    cell_h = max(drawing.height for drawing, _ in rows)
-    columns = 2 if len(rows) > 1 else 1
-    lines = -(-len(rows) // columns)
-    size = (columns * (cell_w + 2 * gap), lines * (cell_h + 2 * gap))
-    sheet = Image.new("RGB", size, "white")
-    for index, (drawing, photo) in enumerate(rows):
-        x = index % columns * (cell_w + 2 * gap) + gap
-        y = index // columns * (cell_h + 2 * gap) + gap
+    gap, width = 8, 1728
+    places: list[tuple[int, int]] = []
+    x = y = gap
+    line = 0  # height of the current one
+    for drawing, _ in pairs:
+        if x > gap and x + drawing.width + gap > width:
+            x, y, line = gap, y + line + 2 * gap, 0
+        places.append((x, y))
+        x += drawing.width + gap
+        line = max(line, 2 * drawing.height + gap)
+    right = max(x + drawing.width for (x, _), (drawing, _) in zip(places, pairs, strict=True))
+    sheet = Image.new("RGB", (right + gap, y + line + gap), "white")
+    for (x, y), (drawing, photo) in zip(places, pairs, strict=True):
         sheet.paste(drawing, (x, y))
-        sheet.paste(photo, (x + drawing.width + gap, y))
+        sheet.paste(photo, (x, y + drawing.height + gap))
     return sheet
 
 

@@ -326,7 +326,7 @@ def test_demo(run: Run, path: str, tmp_path: Path) -> None:
     sheet = pixels(tmp_path / "sheet.png")
     drawing = pixels(tmp_path / "drawings/0.png")
     np.testing.assert_array_equal(sheet[8:40, 8:40], drawing)
-    np.testing.assert_array_equal(sheet[8:40, 48:80], translated(tmp_path / "drawings/0.png"))
+    np.testing.assert_array_equal(sheet[48:80, 8:40], translated(tmp_path / "drawings/0.png"))
     assert run("demo", "--model", path, "-o", "sheet.png").exit_code == 1
     result = run("demo", "--model", "no.safetensors", "-o", "other.png")
     assert result.exit_code == 1
