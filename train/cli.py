@@ -59,8 +59,12 @@ def train(
     from pix2pix_fast.train.train import TrainingStopped
     from pix2pix_fast.train.train import train as run_training
 
-    if threads or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    if threads:
+        torch.set_num_threads(threads)
+    elif "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(
+            len(os.sched_getaffinity(0))
+        )  # torch counts cores, not what it may use
     logger = logging.getLogger("pix2pix_fast.train")  # warnings; without a terminal, progress too
     logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
