@@ -38,7 +38,9 @@ template <class E, int kRows, int kVecs>
 void gemm(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate) {
   constexpr int kWords = E::kChunk / E::kWord;  // words in a line: 16
   Vec acc[kRows][kVecs];
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) acc[r][v] = zero();
 
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -47,7 +49,7 @@ void gemm(const char* a, const char* b, int64_t chunks, float* c, int64_t stride
       Vec weights[kVecs];
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) weights[v] = E::load_words(b + v * kWidth * 4);
-#pragma GCC unroll 1
+#pragma GCC unroll 4
       for (int offset = 0; offset < kVecs * kWidth * 4; offset += 64) __builtin_prefetch(b + offset + kPrefetchBytes);
       b += kVecs * kWidth * 4;
 #pragma GCC unroll 16
@@ -61,7 +63,9 @@ void gemm(const char* a, const char* b, int64_t chunks, float* c, int64_t stride
   }
 
   // Sums of sums round less than one long sum: a product starts from zero and is added at the end.
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
       float* out = c + r * stride_c + v * kWidth;
       store(out, accumulate ? add(load(out), acc[r][v]) : acc[r][v]);
