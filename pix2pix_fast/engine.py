@@ -1,14 +1,15 @@
 """Engine: a model made ready once, then pictures in and pictures out, from any thread.
 
 The pictures' border is images.py, the computing is a back-end's Executable (backends.py). What is
-decided here: which pictures share one call of the core, how far a stream reads ahead, and when the
-engine may close. No Python lock guards any of it: a lock held by another thread at the moment of a
-fork would never open again in the child, and one taken while Ctrl-C arrives might stay taken.
-Single dict and deque operations are atomic and suffice. See docs/decisions/003-engine.md.
+decided here: how far a stream reads ahead, and when the engine may close. No Python lock guards any
+of it: a lock held by another thread at the moment of a fork would never open again in the child,
+and one taken while Ctrl-C arrives might stay taken. Single dict and deque operations are atomic and
+suffice. See docs/decisions/003-engine-and-border.md.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import threading
@@ -24,21 +25,17 @@ from . import backends, images
 from .errors import ForkError
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from PIL import Image
 
     from .model import Model
 
 T = TypeVar("T")
-Path = str | os.PathLike[str] | bytes
+File = TypeVar("File", bound="str | os.PathLike[str] | bytes")
 Range = tuple[float, float]
 
 STREAM_LOOK_AHEAD = 4  # pictures of a stream that exist at once, finished ones included
-# Pictures of a list that share one call of the core, as long as they are small: large ones have
-# work enough for every thread alone.
-GROUP_PICTURES = 4
-GROUP_PIXELS = 1 << 20
 
 
 class Engine:
@@ -133,7 +130,7 @@ class Engine:
     @overload
     def translate(
         self,
-        image: Path,
+        image: str | os.PathLike[str] | bytes,
         *,
         out: None = None,
         value_range: Range = (0.0, 1.0),
@@ -142,7 +139,7 @@ class Engine:
     @overload
     def translate(
         self,
-        image: list[Path],
+        image: list[File],
         *,
         out: None = None,
         value_range: Range = (0.0, 1.0),
@@ -199,14 +196,14 @@ class Engine:
             if isinstance(image, (list, tuple)):
                 return self._translate_list(image, out, value_range, layout)
             picture = images.take(image, self._ci, layout)
-            return self._translate_group([(picture, self._room(picture, out))], value_range, 0)[0]
+            return self._translate(picture, out, value_range, 0)
         finally:
             self._leave()
 
     @overload
     def stream(
         self,
-        frames: Iterable[Path],
+        frames: Iterable[File],
         *,
         value_range: Range = (0.0, 1.0),
         layout: images.Layout | None = None,
@@ -310,29 +307,14 @@ class Engine:
         padded = [-(-length // self._multiple) * self._multiple for length in (h, w)]
         images.check_size(padded[0], padded[1], f"{what} padded to multiples of {self._multiple}")
 
-    def _room(self, picture: images.Picture, out: Any) -> images.Room:
+    def _translate(self, picture: images.Picture, out: Any, value_range: Range, frame: int) -> Any:
+        """One picture or batch, its first dropout frame being `frame`."""
         self._check_size(*picture.pixels.shape[1:3])
-        return picture.room(self._co, out)
-
-    def _translate_group(
-        self, group: list[tuple[images.Picture, images.Room]], value_range: Range, frame: int
-    ) -> list[Any]:
-        """Run pictures of one size and dtype in one call of the core, the first as `frame`."""
-        if len(group) == 1:
-            picture, room = group[0]
-            if picture.reads(room.pixels):
-                picture = picture.snapshot()
-            self._run(picture.pixels, room.pixels, value_range, frame)
-            return [room.finish()]
-        src = np.concatenate([picture.pixels for picture, _ in group])  # (n, h, w, ci)
-        dst = np.empty((*src.shape[:3], self._co), group[0][1].pixels.dtype)
-        self._run(src, dst, value_range, frame)
-        start = 0
-        for picture, room in group:
-            stop = start + len(picture.pixels)
-            room.pixels[...] = dst[start:stop]
-            start = stop
-        return [room.finish() for _, room in group]
+        room = picture.room(self._co, out)
+        if picture.reads(room.pixels):
+            picture = picture.snapshot()
+        self._run(picture.pixels, room.pixels, value_range, frame)
+        return room.finish()
 
     def _translate_list(
         self,
@@ -341,6 +323,7 @@ class Engine:
         value_range: Range,
         layout: images.Layout | None,
     ) -> Any:
+        """One call of the core each: it takes a batch picture by picture anyway."""
         outs = [None] * len(items) if out is None else out
         if not isinstance(outs, (list, tuple)) or len(outs) != len(items):
             raise ValueError(
@@ -348,21 +331,14 @@ class Engine:
                 f"got {_brief(out)}"
             )
         results: list[Any] = []
-        group: list[tuple[images.Picture, images.Room]] = []
         frame = 0
         for index, (item, target) in enumerate(zip(items, outs, strict=True)):
             try:
                 picture = images.take(item, self._ci, layout)
-                room = self._room(picture, target)
+                results.append(self._translate(picture, target, value_range, frame))
             except Exception as error:
                 raise _named(error, f"image[{index}]") from error
-            if group and not _may_join(group, picture, room):
-                results += self._translate_group(group, value_range, frame)
-                frame += sum(len(member.pixels) for member, _ in group)
-                group = []
-            group.append((picture, room))
-        if group:
-            results += self._translate_group(group, value_range, frame)
+            frame += len(picture.pixels)
         return tuple(results) if isinstance(items, tuple) else results
 
     def _run(self, src: np.ndarray, dst: np.ndarray, value_range: Range, frame: int) -> None:
@@ -378,15 +354,14 @@ class Engine:
     def _stream(
         self, source: Iterator[Any], value_range: Range, layout: images.Layout | None
     ) -> Iterator[Any]:
-        """Read ahead in the caller's thread while one worker translates: its decoding and saving
-        overlap with our computing."""
+        """Read ahead in the caller's thread while one worker translates: what the caller does to
+        decode and save pictures overlaps with the computing."""
         from concurrent.futures import ThreadPoolExecutor
 
         pid = os.getpid()
         worker = ThreadPoolExecutor(1, "pix2pix_fast.stream")
+        jobs = self._jobs(source, worker, value_range, layout)
         pending: deque[Future[Any]] = deque()
-        index = frame = 0
-        more = True
         try:
             while True:
                 if os.getpid() != pid:
@@ -395,34 +370,11 @@ class Engine:
                         "call stream() again in the forked child"
                     )
                 # A finished picture goes out at once, however slow the source's next one is.
-                while (
-                    more
-                    and len(pending) < STREAM_LOOK_AHEAD
-                    and not (pending and pending[0].done())
-                ):
-                    try:
-                        item = next(source)
-                    except StopIteration:
-                        more = False
+                while len(pending) < STREAM_LOOK_AHEAD and not (pending and pending[0].done()):
+                    job = next(jobs, None)
+                    if job is None:
                         break
-                    except (
-                        Exception
-                    ) as error:  # the source's own: delivered after the frames that came before it
-                        pending.append(_failed(error))
-                        more = False
-                        break
-                    try:
-                        picture = images.take(item, self._ci, layout).snapshot()
-                        room = self._room(picture, None)
-                    except Exception as error:
-                        pending.append(_failed(_named(error, f"frame {index}")))
-                        more = False
-                        break
-                    pending.append(
-                        worker.submit(self._frame, picture, room, value_range, index, frame)
-                    )
-                    index += 1
-                    frame += len(picture.pixels)
+                    pending.append(job)
                 if not pending:
                     return
                 yield pending.popleft().result()
@@ -430,13 +382,36 @@ class Engine:
             if os.getpid() == pid:
                 worker.shutdown(wait=False, cancel_futures=True)
 
-    def _frame(
-        self, picture: images.Picture, room: images.Room, value_range: Range, index: int, frame: int
-    ) -> Any:
+    def _jobs(
+        self,
+        source: Iterator[Any],
+        worker: ThreadPoolExecutor,
+        value_range: Range,
+        layout: images.Layout | None,
+    ) -> Iterator[Future[Any]]:
+        """Each frame's result to come, in order; the first error is the last of them."""
+        frame = 0
+        for index in itertools.count():
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+            except Exception as error:  # the source's own, which stays as it is
+                yield _failed(error)
+                return
+            try:
+                picture = images.take(item, self._ci, layout).snapshot()
+            except Exception as error:
+                yield _failed(_named(error, f"frame {index}"))
+                return
+            yield worker.submit(self._frame, picture, value_range, index, frame)
+            frame += len(picture.pixels)
+
+    def _frame(self, picture: images.Picture, value_range: Range, index: int, frame: int) -> Any:
         try:
             self._enter()
             try:
-                return self._translate_group([(picture, room)], value_range, frame)[0]
+                return self._translate(picture, None, value_range, frame)
             finally:
                 self._leave()
         except Exception as error:
@@ -459,23 +434,6 @@ def _named(error: Exception, place: str) -> Exception:
         return type(error)(f"{place}: {str(error).removeprefix('image: ')}")
     except Exception:  # a class of somebody else's with a constructor of its own
         return RuntimeError(f"{place}: {error!r}")
-
-
-def _may_join(
-    group: list[tuple[images.Picture, images.Room]], picture: images.Picture, room: images.Room
-) -> bool:
-    """Whether a picture may share the group's call: the same size and dtypes, small, and not yet
-    too many."""
-    first, first_room = group[0]
-    count = sum(len(member.pixels) for member, _ in group) + len(picture.pixels)
-    _, h, w, _ = picture.pixels.shape
-    return (
-        picture.pixels.shape[1:] == first.pixels.shape[1:]
-        and picture.pixels.dtype == first.pixels.dtype
-        and room.pixels.dtype == first_room.pixels.dtype
-        and count <= GROUP_PICTURES
-        and count * h * w <= GROUP_PIXELS
-    )
 
 
 # Arguments

@@ -147,15 +147,6 @@ def test_mixed_lists_keep_order_and_kind(engine: Engine) -> None:
     assert engine.translate(np.zeros((0, 20, 24, 3), np.uint8)).shape == (0, 20, 24, 3)
 
 
-def test_small_pictures_of_a_list_share_calls(engine: Engine) -> None:
-    before = engine.stats["calls"]
-    engine.translate([noise((20, 24, 3))] * 8)
-    assert engine.stats["calls"] - before == 8 / module.GROUP_PICTURES
-    before = engine.stats["calls"]
-    engine.translate([np.zeros((1024, 1024, 3), np.uint8)] * 2)
-    assert engine.stats["calls"] - before == 2
-
-
 # Dropout
 
 
