@@ -1,0 +1,42 @@
+"""Seeds, and the real data that lives beside the repository (tests that need it skip without)."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SEED = int(os.environ.get("P2P_TEST_SEED", "0"))
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_report_header() -> str:
+    return f"P2P_TEST_SEED={SEED}, shared data {'found' if SHARED.is_dir() else 'missing'}"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(SEED)
+    np.random.seed(SEED)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """`shared_data("photos")` is that folder or file of ../shared/data, or the test skips."""
+
+    def find(name: str) -> Path:
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"../shared/data/{name} is not on this machine")
+        return path
+
+    return find
