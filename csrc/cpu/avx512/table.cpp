@@ -2,11 +2,12 @@
 #include "../kernels.h"
 
 namespace p2p::cpu::avx512 {
-extern const Kernel kConvFirst, kConvDirect, kConvWinograd3, kConvWinograd4, kDeconvDirect, kDeconvWinograd3, kDeconvLast;
+extern const Kernel kConvFirst, kConvDirect, kConvWinograd3, kConvWinograd3Taps, kConvWinograd4, kDeconvDirect, kDeconvWinograd3, kDeconvWinograd3Taps, kDeconvLast;
 
 namespace {
-const Kernel* const kKernels[] = {&kConvFirst,    &kConvWinograd3, &kConvWinograd4, &kConvDirect,
-                                  &kDeconvWinograd3, &kDeconvDirect, &kDeconvLast};
+const Kernel* const kKernels[] = {&kConvFirst,       &kConvWinograd3,       &kConvWinograd3Taps,   &kConvWinograd4,
+                                  &kConvDirect,      &kDeconvWinograd3,     &kDeconvWinograd3Taps, &kDeconvDirect,
+                                  &kDeconvLast};
 }
 
 extern const KernelTable kTable;

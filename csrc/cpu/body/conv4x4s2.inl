@@ -45,9 +45,17 @@ struct ConvWinograd {
   static int32_t rows(const Problem& p) { return tiles(p.ho) * tiles(p.wo); }
   static int32_t position(int32_t, int32_t product) { return product; }
   static bool live(const Problem&, int32_t, int32_t) { return true; }
-  static void weights(const Problem& p, const float* raw, int32_t c, int32_t n, int32_t, int32_t split, double* u) {
+  // The 2x2 filter of an input phase (split).
+  static void taps(const Problem& p, const float* raw, int32_t c, int32_t n, int32_t, int32_t split, double g[2][2]) {
     const float* w = raw + ((int64_t)n * (p.ci[0] + p.ci[1]) + c) * 16 + (split / 2) * 4 + split % 2;
-    const double g[2][2] = {{w[0], w[2]}, {w[8], w[10]}};
+    g[0][0] = w[0];
+    g[0][1] = w[2];
+    g[1][0] = w[8];
+    g[1][1] = w[10];
+  }
+  static void weights(const Problem& p, const float* raw, int32_t c, int32_t n, int32_t phase, int32_t split, double* u) {
+    double g[2][2];
+    taps(p, raw, c, n, phase, split, g);
     transform_weights<W>(g, u);
   }
   template <class E>

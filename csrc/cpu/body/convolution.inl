@@ -166,35 +166,45 @@ struct Convolution {
     }
   }
 
+  // C of one panel and phase over the rows held in `a`.
+  struct Product {
+    static void fill(const Problem& p, const Args& args, const char* a, float* c, int32_t rows, int32_t panel,
+                     int32_t phase) {
+      const int32_t vecs = panel_vecs(p.co_stored, panel);
+      const int64_t stride_c = vecs * kWidth, matrix = output_floats(rows, stride_c);
+      const int64_t full_panel = (int64_t)Scheme::kPhases * Scheme::kProducts * product_bytes(p, kPanelVecs);
+      const char* b = (const char*)args.weights + panel * full_panel +
+                      phase * Scheme::kProducts * product_bytes(p, vecs);
+      const RowBlocks blocks(rows);
+      const int64_t chunks = k_of(p) / E::kChunk, chunk_bytes = E::kChunk / E::kWord * stride_c * 4;
+      bool started = false;
+      for (int32_t q = 0; q < Scheme::kProducts; ++q, b += product_bytes(p, vecs)) {
+        if (!Scheme::live(p, phase, q)) continue;
+        const char* operand = a + Scheme::position(phase, q) * position_bytes(p, rows);
+        float* out = c + (Scheme::kAccumulate ? 0 : q * matrix);
+        for (int32_t block = 0; block < blocks.count; ++block) {
+          const int32_t start = blocks.start(block), size = blocks.size(block);
+          const Gemm product = choose_gemm<E>(size, vecs);
+          for (int64_t chunk = 0; chunk < chunks; chunk += kSumChunks)
+            product(operand + start * k_of(p) * E::kBytes + chunk * size * 64, b + chunk * chunk_bytes,
+                    chunks - chunk < kSumChunks ? chunks - chunk : kSumChunks, out + start * stride_c, stride_c,
+                    (Scheme::kAccumulate && started) || chunk > 0);
+        }
+        started = true;
+      }
+    }
+  };
+
   // One panel and phase over the rows held in `a`: products, output transform, bias, statistics, store.
+  template <class P>
   static void multiply(const Problem& p, const Args& args, const char* a, float* c, int32_t base, int32_t rows,
                        int32_t panel, int32_t phase, int32_t stat_block) {
+    P::fill(p, args, a, c, rows, panel, phase);
     const int32_t vecs = panel_vecs(p.co_stored, panel);
-    const int64_t stride_c = vecs * kWidth, matrix = output_floats(rows, stride_c);
-    const int64_t full_panel = (int64_t)Scheme::kPhases * Scheme::kProducts * product_bytes(p, kPanelVecs);
-    const char* b = (const char*)args.weights + panel * full_panel +
-                    phase * Scheme::kProducts * product_bytes(p, vecs);
-    const RowBlocks blocks(rows);
-    const int64_t chunks = k_of(p) / E::kChunk, chunk_bytes = E::kChunk / E::kWord * stride_c * 4;
-    bool started = false;
-    for (int32_t q = 0; q < Scheme::kProducts; ++q, b += product_bytes(p, vecs)) {
-      if (!Scheme::live(p, phase, q)) continue;
-      const char* operand = a + Scheme::position(phase, q) * position_bytes(p, rows);
-      float* out = c + (Scheme::kAccumulate ? 0 : q * matrix);
-      for (int32_t block = 0; block < blocks.count; ++block) {
-        const int32_t start = blocks.start(block), size = blocks.size(block);
-        const Gemm product = choose_gemm<E>(size, vecs);
-        for (int64_t chunk = 0; chunk < chunks; chunk += kSumChunks)
-          product(operand + start * k_of(p) * E::kBytes + chunk * size * 64, b + chunk * chunk_bytes,
-                  chunks - chunk < kSumChunks ? chunks - chunk : kSumChunks, out + start * stride_c, stride_c,
-                  (Scheme::kAccumulate && started) || chunk > 0);
-      }
-      started = true;
-    }
-    const int64_t n0 = (int64_t)panel * kPanel;
+    const int64_t stride_c = vecs * kWidth, n0 = (int64_t)panel * kPanel;
     for (int32_t v = 0; v < vecs; ++v) {
       float* stats = args.stats ? args.stats + (int64_t)stat_block * 3 * p.co_stored + n0 + v * kWidth : nullptr;
-      emit(p, args, c + v * kWidth, stride_c, matrix, base, rows, n0 + v * kWidth, phase, stats);
+      emit(p, args, c + v * kWidth, stride_c, output_floats(rows, stride_c), base, rows, n0 + v * kWidth, phase, stats);
     }
   }
 
@@ -229,12 +239,17 @@ struct Convolution {
   }
 
   static void run(const Problem& p, const Args& args, int32_t phase, int32_t item, void* scratch) {
+    run_with<Product>(p, args, phase, item, scratch);
+  }
+
+  template <class P>
+  static void run_with(const Problem& p, const Args& args, int32_t phase, int32_t item, void* scratch) {
     const int32_t rows = Scheme::rows(p);
     if (p.tile_block == 0 && phase == 0) {
       gather_rows(p, args, (char*)args.shared, 0, rows, item, 1);
     } else if (p.tile_block == 0) {
       const int32_t panel = item / Scheme::kPhases, out_phase = item % Scheme::kPhases;
-      multiply(p, args, (const char*)args.shared, (float*)scratch, 0, rows, panel, out_phase, out_phase);
+      multiply<P>(p, args, (const char*)args.shared, (float*)scratch, 0, rows, panel, out_phase, out_phase);
     } else {
       const int32_t block = block_rows(p, rows), base = item * block;
       const int32_t held = rows - base < block ? rows - base : block;
@@ -243,7 +258,7 @@ struct Convolution {
       gather_rows(p, args, a, base, held, base, held);
       for (int32_t panel = 0; panel < panels_of(p.co_stored); ++panel)
         for (int32_t out_phase = 0; out_phase < Scheme::kPhases; ++out_phase)
-          multiply(p, args, a, c, base, held, panel, out_phase, item * Scheme::kPhases + out_phase);
+          multiply<P>(p, args, a, c, base, held, panel, out_phase, item * Scheme::kPhases + out_phase);
     }
   }
 };

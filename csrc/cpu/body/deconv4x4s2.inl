@@ -46,12 +46,16 @@ struct DeconvWinograd {
   static int32_t rows(const Problem& p) { return tiles(p.hi) * tiles(p.wi); }
   static int32_t position(int32_t, int32_t product) { return product; }
   static bool live(const Problem&, int32_t, int32_t) { return true; }
-  static void weights(const Problem& p, const float* raw, int32_t c, int32_t n, int32_t phase, int32_t, double* u) {
+  // The 2x2 filter of an output phase.
+  static void taps(const Problem& p, const float* raw, int32_t c, int32_t n, int32_t phase, int32_t, double g[2][2]) {
     const float* w = raw + ((int64_t)c * p.co + n) * 16;
-    double g[2][2];
     for (int ty = 0; ty < 2; ++ty)
       for (int tx = 0; tx < 2; ++tx)
         g[ty][tx] = w[DeconvDirect::tap(phase / 2, ty) * 4 + DeconvDirect::tap(phase % 2, tx)];
+  }
+  static void weights(const Problem& p, const float* raw, int32_t c, int32_t n, int32_t phase, int32_t split, double* u) {
+    double g[2][2];
+    taps(p, raw, c, n, phase, split, g);
     transform_weights<W>(g, u);
   }
   template <class E>

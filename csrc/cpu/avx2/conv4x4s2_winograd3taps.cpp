@@ -1,0 +1,22 @@
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../kernels.h"
+
+namespace p2p::cpu::avx2 {
+namespace {
+#include "vec.h"
+
+#include "../body/gemm.inl"
+#include "../body/winograd.inl"
+#include "../body/convolution.inl"
+#include "../body/conv4x4s2.inl"
+#include "../body/taps.inl"
+}  // namespace
+
+using Taps = TapsConvolution<ConvWinograd<Winograd3Halved>>;
+extern const Kernel kConvWinograd3Taps;
+const Kernel kConvWinograd3Taps = {"avx2/conv4x4s2_winograd3taps_f32", Op::kConv, Algorithm::kWinograd3Taps, DType::kF32,
+                                 Taps::geometry, Taps::pack, Taps::run};
+}  // namespace p2p::cpu::avx2

@@ -1,0 +1,152 @@
+// F(3,2) with the weights transformed in registers: the packed weights are the plain 2x2 taps (a quarter of the transformed
+// ones), and the product forms position (i, j)'s weights with 0 to 3 additions on the way from L2.
+//
+// For layers that few tiles use (8x8 and 16x16 maps: 9 tiles), reading 16 transformed matrices from memory costs more than
+// the arithmetic. The halves of F(3,2)'s weight transform move to the input transform, where they are exact.
+// Weights: [panel][phase][k][tap ty, tx][panel]. k advances in chunks that stay in L2 while 16 positions read them.
+
+constexpr int64_t kTapChunks = 16;  // lines of A: 256 channels x 4 taps x 128 bytes = 128 KB of weights in L2
+
+// Winograd3 with scaled inputs: t1, t2 halved, so that the weights are g0, g0 + g1, g0 - g1, g1.
+struct Winograd3Halved : Winograd3 {
+  template <int kGap> static inline void input(Vec* d) {
+    Winograd3::input<kGap>(d);
+    d[kGap] = mul(d[kGap], broadcast(0.5f));
+    d[2 * kGap] = mul(d[2 * kGap], broadcast(0.5f));
+  }
+};
+
+template <int kPoint> inline Vec tap_sum(Vec g0, Vec g1) {
+  if constexpr (kPoint == 0) return g0;
+  else if constexpr (kPoint == 1) return add(g0, g1);
+  else if constexpr (kPoint == 2) return sub(g0, g1);
+  else return g1;
+}
+
+template <int kRows, int kVecs, int kPosition>
+void gemm_taps(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate,
+               const char* ahead) {
+  constexpr int kStride = kVecs * kWidth * 4;  // bytes of a tap
+  constexpr int kI = kPosition / 4, kJ = kPosition % 4;
+  Vec acc[kRows][kVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) acc[r][v] = zero();
+
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+#pragma GCC unroll 2
+    for (int k = 0; k < 16; ++k, b += 4 * kStride) {
+      if (k % 2 == 0) {
+        __builtin_prefetch(ahead, 0, 2);
+        ahead += 64 * kVecs * kWidth / 32;
+      }
+      Vec weights[kVecs];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        const auto tap = [&](int t) { return F32::load_words(b + t * kStride + v * kWidth * 4); };
+        const auto row = [&](int ty) {
+          if constexpr (kJ == 0) return tap(2 * ty);
+          else if constexpr (kJ == 3) return tap(2 * ty + 1);
+          else return tap_sum<kJ>(tap(2 * ty), tap(2 * ty + 1));
+        };
+        if constexpr (kI == 0) weights[v] = row(0);
+        else if constexpr (kI == 3) weights[v] = row(1);
+        else weights[v] = tap_sum<kI>(row(0), row(1));
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const Vec x = F32::broadcast_word(a + r * 64 + k * 4);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(x, weights[v], acc[r][v]);
+      }
+    }
+    a += kRows * 64;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      float* out = c + r * stride_c + v * kWidth;
+      store(out, accumulate ? add(load(out), acc[r][v]) : acc[r][v]);
+    }
+}
+
+using GemmTaps = void (*)(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate,
+                          const char* ahead);
+
+template <int kRows, int kVecs, int kPosition = 0>
+inline GemmTaps gemm_taps_of_position(int32_t position) {
+  if (position == kPosition) return gemm_taps<kRows, kVecs, kPosition>;
+  if constexpr (kPosition < 15) return gemm_taps_of_position<kRows, kVecs, kPosition + 1>(position);
+  return nullptr;
+}
+
+template <int kVecs, int kRows = kRowsMax>
+inline GemmTaps choose_gemm_taps(int32_t rows, int32_t position) {
+  if (rows == kRows) return gemm_taps_of_position<kRows, kVecs>(position);
+  if constexpr (kRows > 1) return choose_gemm_taps<kVecs, kRows - 1>(rows, position);
+  return nullptr;
+}
+
+// The Convolution of a Winograd3Halved scheme with other weights and another product loop.
+template <class Scheme>
+struct TapsConvolution : Convolution<F32, Scheme> {
+  using Base = Convolution<F32, Scheme>;
+
+  static int64_t pair_bytes(const Problem& p, int32_t vecs) { return Base::k_of(p) * 4 * vecs * kWidth * 4; }
+  static const char* pair_weights(const Problem& p, const void* weights, int32_t panel, int32_t phase) {
+    return (const char*)weights + panel * Scheme::kPhases * pair_bytes(p, kPanelVecs) +
+           phase * pair_bytes(p, panel_vecs(p.co_stored, panel));
+  }
+
+  static void geometry(const Problem& p, Geometry* g) {
+    Base::geometry(p, g);
+    g->weight_bytes = g->read_bytes = (int64_t)Scheme::kPhases * Base::k_of(p) * 4 * p.co_stored * 4;
+  }
+
+  static void pack(const Problem& p, const float* raw, void* dst, int32_t item) {
+    const int32_t panel = item / Scheme::kPhases, phase = item % Scheme::kPhases;
+    const int32_t width = panel_vecs(p.co_stored, panel) * kWidth, n0 = panel * kPanel;
+    float* out = (float*)pair_weights(p, dst, panel, phase);
+    const int64_t ci_stored = p.ci_stored[0] + p.ci_stored[1];
+    for (int32_t s = 0; s < 2; ++s)
+      for (int32_t c = 0; c < p.ci[s]; ++c)
+        for (int32_t split = 0; split < Scheme::kSplit; ++split) {
+          const int64_t k = split * ci_stored + (s ? p.ci_stored[0] : 0) + c;
+          for (int32_t n = 0; n < width && n0 + n < p.co; ++n) {
+            double g[2][2];
+            Scheme::taps(p, raw, (s ? p.ci[0] : 0) + c, n0 + n, phase, split, g);
+            for (int t = 0; t < 4; ++t) out[(k * 4 + t) * width + n] = (float)g[t / 2][t % 2];
+          }
+        }
+  }
+
+  struct Product {
+    static void fill(const Problem& p, const Args& args, const char* a, float* c, int32_t rows, int32_t panel,
+                     int32_t phase) {
+      const int32_t vecs = panel_vecs(p.co_stored, panel);
+      const int64_t stride_c = vecs * kWidth, matrix = Base::output_floats(rows, stride_c);
+      const char* b = pair_weights(p, args.weights, panel, phase);
+      const RowBlocks blocks(rows);
+      const int64_t chunks = Base::k_of(p) / F32::kChunk;
+      for (int64_t chunk = 0; chunk < chunks; chunk += kTapChunks) {
+        const int64_t now = chunks - chunk < kTapChunks ? chunks - chunk : kTapChunks;
+        for (int32_t q = 0; q < 16; ++q)
+          for (int32_t block = 0; block < blocks.count; ++block) {
+            const int32_t start = blocks.start(block), size = blocks.size(block);
+            const GemmTaps product = vecs == kPanelVecs ? choose_gemm_taps<kPanelVecs>(size, q) : choose_gemm_taps<1>(size, q);
+            // The first block of a position fetches its sixteenth of the chunk that follows in memory.
+            const char* next = b + (chunk + kTapChunks) * 16 * 4 * stride_c * 4 + q * now * 16 * stride_c;
+            product(a + q * Base::position_bytes(p, rows) + start * Base::k_of(p) * 4 + chunk * size * 64,
+                    b + chunk * 16 * 4 * stride_c * 4, now, c + q * matrix + start * stride_c, stride_c, chunk > 0,
+                    next);
+          }
+      }
+    }
+  };
+
+  static void run(const Problem& p, const Args& args, int32_t phase, int32_t item, void* scratch) {
+    Base::template run_with<Product>(p, args, phase, item, scratch);
+  }
+};
