@@ -7,6 +7,8 @@
 Importing this loads NumPy and nothing heavier.
 """
 
+import logging
+
 from . import backends, errors
 from .engine import Engine
 from .errors import BackendUnavailable, ForkError, ModelFormatError, P2PError
@@ -23,6 +25,8 @@ __all__ = [
     "errors",
     "kernels",
 ]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless the caller listens
 
 
 def kernels() -> list[str]:

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,8 @@ class _Verbs(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         extra["standalone_mode"] = False  # click would print usage errors in four lines
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd files are no errors of ours
         try:
             code = super().main(*args, **extra)
         except click.ClickException as error:
@@ -148,6 +151,8 @@ def translate(
     items = [item for source in sources for item in _items(source)]
     targets = _targets(items, sources, out)
     with Engine(model, **options) as engine:
+        if not engine.info["digest"]:  # a foreign file: say what we took it for
+            _complain(f"{_plain(model)}: {_plain(engine.info['inferred'])}")
         to_stdout = targets == ["-"]
         failed = _translate_all(engine, items, targets, overwrite, as_json, to_stdout)
         if stats and as_json:

@@ -104,6 +104,7 @@ class Engine:
             "ngf": architecture.ngf,
             "norm": norm,
             "dropout": dropout,
+            "inferred": str(source.card.get("inferred", "")),
             "digest": source.digest,
             "backend": chosen.name,
             "precision": core["precision"],

@@ -6,6 +6,7 @@ may be shared; a lock that is never released, or a GIL that is never given, miss
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import subprocess
 import sys
@@ -169,7 +170,7 @@ def test_forked_children_work() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_children_forked_while_threads_are_inside_calls_work_or_say_so() -> None:
-    outcomes = eval(child(FORKING, "2", timeout=100))  # a dict of exit codes that we printed
+    outcomes = ast.literal_eval(child(FORKING, "2", timeout=100))
     assert set(outcomes) <= {0, 2}
 
 
