@@ -148,7 +148,7 @@ def translate(
     """
     from .engine import Engine
 
-    items = [item for source in sources for item in _items(source)]
+    items = [item for source in sources for item in _items(source, out)]
     targets = _targets(items, sources, out)
     with Engine(model, **options) as engine:
         if not engine.info["digest"]:  # a foreign file: say what we took it for
@@ -165,7 +165,7 @@ def translate(
     return 1 if failed else 0
 
 
-def _items(source: str) -> Iterator[_Item]:
+def _items(source: str, out: str | None = None) -> Iterator[_Item]:
     """What a SOURCE stands for, in a stable order; whether a file exists is found out later."""
     from .images import SUFFIXES
 
@@ -174,7 +174,7 @@ def _items(source: str) -> Iterator[_Item]:
     elif Path(source).is_dir():
         found = False
         for folder, folders, names in os.walk(source):
-            folders.sort()
+            folders[:] = sorted(name for name in folders if not _same(Path(folder, name), out))
             for name in sorted(names):
                 if name.lower().endswith(SUFFIXES):
                     found = True
@@ -197,6 +197,11 @@ def _items(source: str) -> Iterator[_Item]:
             yield _Item(line, Path(Path(line).name))
     else:
         yield _Item(source, Path(Path(source).name))
+
+
+def _same(folder: Path, out: str | None) -> bool:
+    """Whether a folder is OUT: results of an earlier run below the source are no sources."""
+    return out is not None and Path(out).is_dir() and folder.samefile(out)
 
 
 def _targets(items: list[_Item], sources: tuple[str, ...], out: str | None) -> list[str]:
@@ -257,8 +262,8 @@ def _translate_all(
                     continue
                 if as_json:
                     click.echo(json.dumps(report), err=to_stdout)
-                elif not to_stdout:
-                    click.echo(_plain(target))
+                elif not to_stdout and not (len(items) > 1 and sys.stdout.isatty()):
+                    click.echo(_plain(target))  # on a terminal the bar says enough
                 advance()
 
         for item, target in zip(items, targets, strict=True):
@@ -550,11 +555,11 @@ def _progress(total: int) -> Iterator[tuple[Callable[[], object], Callable[[str]
 
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task("translate", total=total)
         yield (
             (lambda: bar.advance(task)),
-            (lambda line: console.print(Text(f"pix2pix-fast: {line}"))),
+            (lambda line: console.print(Text(f"pix2pix-fast: {line}"), soft_wrap=True)),
         )
 
 

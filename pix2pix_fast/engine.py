@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
@@ -93,6 +94,7 @@ class Engine:
         self._calls: dict[tuple[int, int], None] = {}  # (process, thread) of every call in flight
         self._ms: deque[float] = deque(maxlen=1000)  # per picture, newest last
         core = self._core.stats()
+        self._last_stats = core
         self._calls_before = int(core["calls"])  # the warm-up's
         self._info = {
             "name": str(source.card.get("name", "")),
@@ -122,7 +124,10 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """Counters: calls, p50_ms and p95_ms per picture over the last 1000 calls (None before
         the first), workspace_bytes."""
-        core = self._core.stats()
+        try:
+            core = self._core.stats()
+        except ValueError:  # closed
+            core = self._last_stats
         recent = np.array(self._ms)
         p50, p95 = np.percentile(recent, (50, 95)).tolist() if recent.size else (None, None)
         calls = int(core["calls"]) - self._calls_before
@@ -258,10 +263,8 @@ class Engine:
         me = (os.getpid(), threading.get_ident())
         while any(call[0] == me[0] and call != me for call in tuple(self._calls)):
             time.sleep(0.001)  # a poll, as waiting on a lock is what forks and signals break
-        if (
-            me not in self._calls
-        ):  # else a signal handler runs inside our own call, which closes when it leaves
-            self._core.close()
+        if me not in self._calls:  # else this is a signal handler inside a call, which will close
+            self._shut()
 
     def __enter__(self) -> Engine:
         return self
@@ -300,7 +303,12 @@ class Engine:
         pid = os.getpid()
         self._calls.pop((pid, threading.get_ident()), None)
         if self._closed and not any(call[0] == pid for call in tuple(self._calls)):
-            self._core.close()
+            self._shut()
+
+    def _shut(self) -> None:
+        with suppress(ValueError):  # closed before: the counters are kept already
+            self._last_stats = self._core.stats()
+        self._core.close()
 
     def _check_size(self, h: int, w: int, what: str = "image") -> None:
         """The padded picture is what costs memory, so it must obey the cap too."""

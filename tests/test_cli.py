@@ -93,6 +93,13 @@ def test_folder_is_mirrored(run: Run, path: str, tmp_path: Path) -> None:
     )
 
 
+def test_results_below_the_source_are_no_sources(run: Run, path: str, tmp_path: Path) -> None:
+    draw(tmp_path / "in/a.png")
+    assert run("translate", path, "in", "-o", "in/out").exit_code == 0
+    assert run("translate", path, "in", "-o", "in/out", "--overwrite").exit_code == 0
+    assert names("in/out") == ["a.png"]
+
+
 def test_patterns_lists_and_several_files(run: Run, path: str, tmp_path: Path) -> None:
     for name in ("in/a.png", "in/b.png", "in/x/c.png", "d.png"):
         draw(tmp_path / name)

@@ -54,6 +54,7 @@ def test_info_and_stats() -> None:
         assert stats["workspace_bytes"] > 0
         assert "cpu" in repr(engine)
     assert "closed" in repr(engine)
+    assert engine.stats["calls"] == 3
     assert engine.info["name"] == "x"
 
 
