@@ -66,7 +66,7 @@ def read(path: str | os.PathLike[str]) -> Model:
                 return _told(_read_safetensors(stream, header, where), where)
         elif start.startswith(b"PK\x03\x04"):
             return _told(_read_torch(stream, where, archive=True), where)
-        elif start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
+        elif len(start) > 9 and start[0] == 0x80 and 2 <= start[1] <= 5:
             return _told(_read_torch(stream, where, archive=False), where)
         elif start.lstrip()[:1] == b"{" and Path(path).suffix == ".json":
             return _told(tfjs.read_tfjs(Path(path), where), where)

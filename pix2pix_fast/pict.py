@@ -33,8 +33,9 @@ def read_pict(stream: BinaryIO, where: str) -> Model:
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     names = parse_json(_part(stream, size, MAX_NAMES_BYTES, "names", where), f"{where}: names", 4)
-    book = np.frombuffer(_part(stream, size, CODEBOOK_BYTES, "codebook", where), "<f4")
-    if book.size != 256 or not np.isfinite(book).all():
+    part = _part(stream, size, CODEBOOK_BYTES, "codebook", where)
+    book = np.frombuffer(part, "<f4") if len(part) == CODEBOOK_BYTES else None
+    if book is None or not np.isfinite(book).all():
         raise ModelFormatError(f"{where}: the codebook must be 256 finite numbers")
     if not isinstance(names, list):
         raise ModelFormatError(f"{where}: the names must be a list, got {show(names)}")
