@@ -25,9 +25,10 @@ inline void add_pixel(const Problem& p, const Args& args, int32_t y, int32_t x, 
 inline void write_statistics(const Problem& p, const float* row, float* stats) {
   float *mean = stats, *deviations = stats + p.co_stored, *count = stats + 2 * (int64_t)p.co_stored;
   for (int32_t n = 0; n < p.co_stored; ++n) mean[n] = deviations[n] = 0, count[n] = (float)p.wo;
-  for (int32_t x = 0; x < p.wo; ++x)
-    for (int32_t n = 0; n < p.co_stored; ++n) mean[n] += row[(int64_t)x * p.co_stored + n];
-  for (int32_t n = 0; n < p.co_stored; ++n) mean[n] /= (float)p.wo;
+  // Relative to the first pixel, so that the mean of a constant row is that constant and its deviations are exactly 0.
+  for (int32_t x = 1; x < p.wo; ++x)
+    for (int32_t n = 0; n < p.co_stored; ++n) mean[n] += row[(int64_t)x * p.co_stored + n] - row[n];
+  for (int32_t n = 0; n < p.co_stored; ++n) mean[n] = row[n] + mean[n] / (float)p.wo;
   for (int32_t x = 0; x < p.wo; ++x)
     for (int32_t n = 0; n < p.co_stored; ++n) {
       const float d = row[(int64_t)x * p.co_stored + n] - mean[n];

@@ -1,0 +1,286 @@
+"""One convolution of the net on small integers, its float64 reference, and the proof that every
+intermediate of the kernel under test is exact in float32.
+
+Why exact. Let u be the unit in which all intermediates are whole numbers. A float32 holds every whole
+multiple of u up to 2^24 u, so sums and products that stay below are exact in any order, and the
+kernel must equal the reference bit for bit. `largest_intermediate` computes a bound on all of them
+from the data at hand (absolute values through every stage), in units of u.
+
+    direct        operands and sums are integers                                        u = 1
+    F(3x3,2x2)    weights: sums of four taps over 4; input and output: additions        u = 1/4
+    F(4x4,2x2)    weights hold ninths in each axis: multiples of 81 make them integers  (1)
+                  input: halves in each axis                                            (1/4)
+                  output: m2 is a whole number in its axis (its input row is -2 -1 1) and is divided
+                  by at most 8; the halves of the other rows are multiplied by 1, 2, 4, 8  u = 1/64
+    3taps         the same with the halves in the input transform                       u = 1/4
+    slope 1/4     activations are quarters: u is four times smaller
+
+bf16 kernels round their operands: transformed inputs and weights must also be bf16 numbers (8 bits,
+checked). They sum in float32, so the same bound holds, and round each output once.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from pix2pix_fast import _core
+
+Array = NDArray[Any]
+UNIT = 2.0**-24  # rounding error of float32, relative
+
+
+@dataclass(frozen=True)
+class Filter:
+    """F(m, 2): y = at [ (g w) * (bt x) ]; the matrices of body/winograd.inl restated."""
+
+    bt: Array
+    g: Array
+    at: Array
+    sum_units: int  # 1/u of the products, for integer inputs
+    out_units: int  # 1/u of the outputs
+
+    @property
+    def tile(self) -> int:
+        return len(self.at)
+
+    @property
+    def growth(self) -> float:
+        """How much larger than of the filter itself (2x2 taps) rounding can get: the bound of the
+        absolute values of all paths from an input to an output, worst output."""
+        paths = abs(self.at) @ (abs(self.g).sum(1) * abs(self.bt).sum(1))
+        return float(paths.max() / 2) ** 2
+
+
+WINOGRAD3 = Filter(
+    bt=np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1.0]]),
+    g=np.array([[1, 0], [0.5, 0.5], [0.5, -0.5], [0, 1]]),
+    at=np.array([[1, 1, 1, 0], [0, 1, -1, 0], [0, 1, 1, 1.0]]),
+    sum_units=4,
+    out_units=4,
+)
+HALVES = np.array([[1], [2], [2], [1]])
+FILTERS = {
+    "winograd3": WINOGRAD3,
+    "winograd3taps": replace(WINOGRAD3, bt=WINOGRAD3.bt / HALVES, g=WINOGRAD3.g * HALVES),
+    "winograd4": Filter(
+        bt=np.array(
+            [
+                [1, -1.5, -1.5, 1, 0],
+                [0, 1, -2.5, 1, 0],
+                [0, -2, -1, 1, 0],
+                [0, -0.5, 0.5, 1, 0],
+                [0, 1, -1.5, -1.5, 1],
+            ]
+        ),
+        g=np.array([[9, 0], [-2, 2], [-8, -4], [1, 2], [0, 9]]) / 9,
+        at=np.array([[1, 1, 1, 1, 0], [0, -1, 0.5, 2, 0], [0, 1, 0.25, 4, 0], [0, -1, 1 / 8, 8, 1]]),
+        sum_units=4,
+        out_units=64,
+    ),
+}
+
+
+def to_bf16(values: Array) -> Array:
+    """Nearest bf16, ties to even, as float64; `values` are exact in float32."""
+    bits = np.asarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    kept = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16
+    return kept.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def is_bf16(values: Array) -> bool:
+    return np.array_equal(to_bf16(values), values)
+
+
+def parts(kernel: str) -> tuple[str, str, str]:
+    """"avx2/conv4x4s2_winograd3_f32" -> ("conv4x4s2", "winograd3", "f32")."""
+    op, algorithm, dtype = kernel.split("/")[1].split("_")
+    return op, algorithm, dtype
+
+
+@dataclass(frozen=True)
+class Case:
+    kernel: str
+    src: Array  # (h, w, ci)
+    weight: Array  # (co, ci, 4, 4) or (ci, co, 4, 4), skip channels first
+    skip: Array | None = None
+    bias: Array | None = None
+    scale: Array | None = None
+    shift: Array | None = None
+    slope: float = 1.0
+    tanh: bool = False
+    tile_block: int = -1
+
+    def __str__(self) -> str:
+        skip = 0 if self.skip is None else self.skip.shape[2]
+        h, w, ci = self.src.shape
+        return (
+            f"{self.kernel}: {h}x{w}, channels {skip}+{ci} > {self.co}, slope {self.slope}, "
+            f"tile_block {self.tile_block}"
+        )
+
+    @property
+    def down(self) -> bool:
+        return parts(self.kernel)[0] == "conv4x4s2"
+
+    @property
+    def co(self) -> int:
+        return int(self.weight.shape[0 if self.down else 1])
+
+    def run(self, threads: int = 1) -> dict[str, Any]:
+        return _core.run_kernel(
+            self.kernel,
+            self.src,
+            self.weight,
+            skip=self.skip,
+            bias=self.bias,
+            scale=self.scale,
+            shift=self.shift,
+            slope=self.slope,
+            tanh=self.tanh,
+            tile_block=self.tile_block,
+            threads=threads,
+        )
+
+    def activated(self) -> Array:
+        """(h, w, ci of both sources) float64: what the convolution sees inside the picture."""
+        x = self.src if self.skip is None else np.concatenate([self.skip, self.src], 2)
+        x = x.astype(np.float64)
+        if self.scale is not None and self.shift is not None:
+            x = x * self.scale + self.shift
+        return np.maximum(x, self.slope * x)
+
+    def exact(self) -> Array:
+        """(ho, wo, co) float64 before bias; padding is zero after the norm and the activation."""
+        return convolve(self.activated(), self.weight, self.down)
+
+
+def convolve(x: Array, weight: Array, down: bool) -> Array:
+    t = torch.from_numpy(x).double().permute(2, 0, 1)[None]
+    f = F.conv2d if down else F.conv_transpose2d
+    out = f(t, torch.from_numpy(weight).double(), stride=2, padding=1)
+    return out[0].permute(1, 2, 0).numpy()
+
+
+def transformed(case: Case, filter: Filter) -> tuple[Array, Array]:
+    """V (tiles, points, points, k) and U (phases, points, points, k, co) of the kernel, float64."""
+    x = np.pad(case.activated(), ((1, 1), (1, 1), (0, 0)))
+    w = case.weight.astype(np.float64)
+    phases = [(py, px) for py in (0, 1) for px in (0, 1)]
+    if case.down:  # four phases of the input, side by side in k
+        images = [x[py::2, px::2] for py, px in phases]
+        w = w.transpose(2, 3, 1, 0)  # (4, 4, ci, co)
+        weights = np.concatenate([w[py::2, px::2] for py, px in phases], 2)[None]
+    else:  # four phases of the output on one input
+        images = [x]
+        w = w.transpose(2, 3, 0, 1)
+        weights = np.stack([w[3 - py :: -2, 3 - px :: -2] for py, px in phases])
+    image = np.concatenate(images, 2)
+    m = filter.tile
+    tiles = [-(-(size - 1) // m) for size in image.shape[:2]]
+    short = [m * t + 1 - size for t, size in zip(tiles, image.shape, strict=False)]
+    image = np.pad(image, [(0, short[0]), (0, short[1]), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(image, (m + 1, m + 1), (0, 1))[::m, ::m]
+    v = np.einsum("ai,yxkij,bj->yxabk", filter.bt, windows, filter.bt)
+    u = np.einsum("ai,pijkn,bj->pabkn", filter.g, weights, filter.g)
+    return v.reshape(-1, *v.shape[2:]), u
+
+
+def largest_intermediate(case: Case) -> float:
+    """Bound on every intermediate in its unit, below 2^24 where the kernel must be exact. Infinite
+    where a bf16 operand would be rounded."""
+    _, algorithm, dtype = parts(case.kernel)
+    fine = 4 if case.slope == 0.25 else 1
+    bias = 0.0 if case.bias is None else float(abs(case.bias).max())
+    rounds = dtype == "bf16" and algorithm != "first"
+    if algorithm not in FILTERS:
+        x = case.activated()
+        if rounds and not (is_bf16(x) and is_bf16(case.weight)):
+            return np.inf
+        # + 1: the last layer's output is mapped to the caller's range by way of y + 1
+        return fine * (float(convolve(abs(x), abs(case.weight), case.down).max()) + bias + 1)
+    filter = FILTERS[algorithm]
+    v, u = transformed(case, filter)
+    if rounds and not (is_bf16(v) and is_bf16(u)):
+        return np.inf
+    tiles, n, _, k = v.shape
+    v = v.transpose(1, 2, 0, 3)
+    sums = abs(v)[None] @ abs(u)  # (phases, n, n, tiles, co)
+    products = v[None] @ u
+    outputs = np.einsum("ia,pabtn,jb->ptijn", abs(filter.at), abs(products), abs(filter.at))
+    largest = filter.out_units * (float(outputs.max()) + bias)
+    return fine * max(filter.sum_units * float(sums.max()), largest)
+
+
+def nonzero(rng: np.random.Generator, largest: int, size: Any) -> Array:
+    values = rng.integers(1, largest + 1, size) * rng.choice([-1, 1], size)
+    return values.astype(np.float32)
+
+
+# Values of (source, shift, weight) up to; the scale is up to 2 (F(4x4,2x2): 1).
+RANGES = {
+    ("direct", "f32"): (12, 8, 32),
+    ("direct", "bf16"): (12, 8, 32),
+    ("winograd3", "f32"): (2, 3, 7),
+    ("winograd3taps", "f32"): (2, 3, 7),
+    ("winograd3", "bf16"): (5, 5, 15),
+    ("winograd4", "f32"): (1, 1, 1),
+}
+
+
+def random_case(kernel: str, index: int, seed: int = 0) -> Case:
+    """A shape and integers for it, the same for the same arguments. 33 neighbouring indices meet every
+    channel tail 1..33 on both sides."""
+    rng = np.random.default_rng([seed, index, zlib.crc32(kernel.encode())])
+    op, algorithm, dtype = parts(kernel)
+    first, last = algorithm == "first", algorithm == "last"
+    ci, co, skip = 1 + index * 5 % 33, 1 + index % 33, 0
+    h, w = (1 if rng.random() < 0.2 else int(rng.integers(1, 15)) for _ in range(2))
+    if index % 15 == 7:  # deep: sums longer than one run of registers (256 words)
+        ci, h, w = int(rng.integers(34, 70 if algorithm == "winograd4" else 330)), min(h, 6), min(w, 6)
+    if index % 15 == 11:  # wide: several panels of output channels
+        ci, co, h, w = 1 + ci % 9, int(rng.integers(34, 300)), min(h, 7), min(w, 7)
+    if index % 15 == 13:  # large
+        ci, co, h, w = 1 + ci % 9, 1 + co % 9, int(rng.integers(15, 50)), int(rng.integers(15, 50))
+    if first:
+        ci = 1 + index % 8
+    if last:
+        co = 1 + index % 8
+    if op == "conv4x4s2":
+        h, w = 2 * h, 2 * w
+    elif rng.random() < 0.5:
+        skip = 1 + index * 7 % 33
+    source, most, tap = RANGES[("direct" if first or last else algorithm, dtype)]
+    tile_block = [-1, 0, int(rng.integers(1, 40))][index % 3]
+    slope = 1.0 if first else [0.0, 1.0, 0.25][int(rng.integers(3))]
+    shape = (co, ci + skip, 4, 4) if op == "conv4x4s2" else (ci + skip, co, 4, 4)
+    unit = 81.0 if algorithm == "winograd4" else 1.0
+    for attempt in range(200):
+        case = Case(
+            kernel,
+            nonzero(rng, source, (h, w, ci)),
+            nonzero(rng, tap, shape) * np.float32(unit),
+            skip=nonzero(rng, source, (h, w, skip)) if skip else None,
+            bias=nonzero(rng, 15, co) if index % 4 else None,
+            slope=slope,
+            tile_block=tile_block,
+        )
+        if not first and index % 6:
+            case = replace(
+                case,
+                scale=nonzero(rng, 1 if algorithm == "winograd4" else 2, ci + skip),
+                shift=nonzero(rng, most, ci + skip),
+            )
+        # Long sums leave the exact range: thin the weights, more with every attempt.
+        density = 0.8 ** (attempt / 2)
+        if density < 1:
+            case.weight[...] *= rng.random(shape) < density
+        if np.mean(case.exact() == 0) <= 0.3 and largest_intermediate(case) < 2**24:
+            return case
+    raise AssertionError(f"no exact case with enough nonzero outputs: {case}")
