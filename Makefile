@@ -11,8 +11,8 @@ SOURCES := $(shell find csrc pix2pix_fast train setup.py CMakeLists.txt pyprojec
 demo: $(DEMO)/installed
 	$(DEMO)/bin/pix2pix-fast demo -o out/demo.png
 
-test: $(TEST)/installed
-	$(TEST)/bin/python -m pytest -q
+test: $(TEST)/installed  # pytest by its own name: with `python -m` the source folder would hide the installed package
+	$(TEST)/bin/pytest -q
 
 lint: $(TEST)/installed
 	$(TEST)/bin/python -m ruff check .
@@ -20,7 +20,7 @@ lint: $(TEST)/installed
 
 bench: $(TEST)/peers
 	$(TEST)/bin/python -m bench.rivals
-	$(TEST)/bin/python -m pytest bench/suite.py --benchmark-autosave --benchmark-columns=median,iqr,rounds -q
+	$(TEST)/bin/pytest bench/suite.py --benchmark-autosave --benchmark-columns=median,iqr,rounds -q
 
 # Built from the sources as they stand; a change of any of them installs again.
 $(DEMO)/installed: $(SOURCES)
