@@ -1,6 +1,7 @@
 """Builds pix2pix_fast._core by CMake (CMakeLists.txt is the only build description) and maps train/ to pix2pix_fast.train."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DPYTHON_EXECUTABLE={sys.executable}",
             f"-DP2P_MODULE_DIR={module.parent}",
+            # An earlier install's cache may name the ninja of a build environment that is gone.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
         ]  # fmt: skip
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--target", "_core", "-j", jobs], check=True)
