@@ -1,4 +1,4 @@
-"""Builds pix2pix_fast._core by CMake (CMakeLists.txt is the only build description) and maps train/ to pix2pix_fast.train."""
+"""Builds pix2pix_fast._core by CMake (CMakeLists.txt is the only build description)."""
 
 import os
 import shutil

@@ -77,7 +77,7 @@ class Engine:
         """src (n, h, w, ci) to dst (n, h, w, co): uint8, uint16 or float32 over value_range, any strides."""
 
     def plan(self, h: int, w: int) -> list[dict[str, Any]]:
-        """The steps for a picture of h x w: layer, kernel, shapes, tile_block, macs, direct_macs, bytes, estimate_us."""
+        """The steps for a picture of h x w: layer, kernel, shapes, tile_block, macs, bytes, estimate_us."""
 
     def activations(self, src: NDArray[Any]) -> dict[str, Float32]:
         """Raw layer outputs, (1, h, w, c), of one float32 picture in [-1, 1]: before norm, dropout and tanh."""
