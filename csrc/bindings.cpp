@@ -9,6 +9,7 @@
 #include "backend.h"
 #include "check.h"
 #include "cpu/isa.h"
+#include "cpu/peaks.h"
 #include "cpu/probe.h"
 #include "cpu/registry.h"
 
@@ -231,6 +232,21 @@ py::dict cpu() {
                   "runnable"_a = runnable, "cores"_a = p2p::cpu::usable_cpus());
 }
 
+py::dict peaks(const std::string& isa, const std::string& precision, int threads) {
+  P2P_REQUIRE(precision == "f32" || precision == "bf16", "precision: expected 'f32' or 'bf16', got '", precision, "'");
+  P2P_REQUIRE(threads >= 0 && threads <= 1024, "threads: expected 0 to 1024, got ", threads);
+  const p2p::cpu::Isa room = p2p::cpu::resolve_isa(isa);
+  if (precision == "bf16" && room != p2p::cpu::Isa::kAvx512Bf16)
+    throw p2p::BackendUnavailable(text("precision 'bf16' needs the room avx512bf16, not ", p2p::cpu::isa_name(room)));
+  p2p::Peaks found;
+  {
+    py::gil_scoped_release release;
+    p2p::cpu::ThreadPool pool(threads ? threads : p2p::cpu::usable_cpus());
+    found = p2p::cpu::measured_peaks(room, precision == "bf16" ? p2p::cpu::DType::kBF16 : p2p::cpu::DType::kF32, pool);
+  }
+  return py::dict("flops"_a = found.flops, "bytes_per_second"_a = found.bytes_per_second);
+}
+
 py::dict run_kernel(const std::string& kernel, const FloatArray& src, const FloatArray& weight,
                     const std::optional<FloatArray>& skip, const std::optional<FloatArray>& bias,
                     const std::optional<FloatArray>& scale, const std::optional<FloatArray>& shift, float slope, bool tanh,
@@ -294,6 +310,7 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("kernels", &kernel_ids);
   m.def("cpu", &cpu);
+  m.def("peaks", &peaks, py::kw_only(), "isa"_a = "", "precision"_a = "f32", "threads"_a = 0);
   m.def("run_kernel", &run_kernel, "kernel"_a, "src"_a.noconvert(), "weight"_a.noconvert(), py::kw_only(),
         "skip"_a = py::none(), "bias"_a = py::none(), "scale"_a = py::none(), "shift"_a = py::none(), "slope"_a = 1.0f,
         "tanh"_a = false, "tile_block"_a = -1, "threads"_a = 1, "repeats"_a = 0);

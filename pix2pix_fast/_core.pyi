@@ -17,6 +17,12 @@ def cpu() -> dict[str, Any]:
     BackendUnavailable or ValueError where P2P_ISA names a room that cannot run or none at all.
     """
 
+def peaks(*, isa: str = "", precision: str = "f32", threads: int = 0) -> dict[str, float]:
+    """{"flops", "bytes_per_second"} of this machine: the room's product on operands in cache, and reading 256 MB.
+
+    isa "": the room in use; threads 0: all usable CPUs. Takes about 0.1 s; repeated calls answer from memory.
+    """
+
 def run_kernel(
     kernel: str,
     src: Float32,

@@ -349,6 +349,31 @@ def convert(source: str, target: str, dtype: Any, overwrite: bool) -> None:
 
 
 @main.command()
+@click.argument("model", type=click.Path(exists=True))
+@click.argument("target", metavar="OUT.onnx", type=click.Path(dir_okay=False))
+@click.option(
+    "--pixels",
+    type=click.Choice(["float", "uint8"]),
+    default="float",
+    show_default=True,
+    help="float: NCHW in [-1, 1]; uint8: NHWC in 0..255.",
+)
+@click.option("--weights", type=click.Choice(["f32", "f16"]), default="f32", help="As stored.")
+@click.option("--norm", type=click.Choice(["image", "running"]), default="image", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+def export(model: str, target: str, overwrite: bool, **options: Any) -> None:
+    """Write MODEL as ONNX, for other runtimes: any picture size, each picture's own statistics."""
+    from .onnx_export import to_onnx
+
+    if not target.lower().endswith(".onnx"):
+        raise click.UsageError(f"{_plain(target)}: expected a name that ends in .onnx")
+    if Path(target).exists() and not overwrite:
+        raise FileExistsError(f"{_plain(target)} exists; --overwrite replaces it")
+    to_onnx(model, target, **options)
+    click.echo(f"{_plain(target)}  {Path(target).stat().st_size / 1e6:.1f} MB")
+
+
+@main.command()
 @click.argument("model", required=False, type=click.Path(exists=True))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def info(model: str | None, as_json: bool) -> None:
