@@ -236,8 +236,8 @@ py::dict peaks(const std::string& isa, const std::string& precision, int threads
   P2P_REQUIRE(precision == "f32" || precision == "bf16", "precision: expected 'f32' or 'bf16', got '", precision, "'");
   P2P_REQUIRE(threads >= 0 && threads <= 1024, "threads: expected 0 to 1024, got ", threads);
   const p2p::cpu::Isa room = p2p::cpu::resolve_isa(isa);
-  if (precision == "bf16" && room != p2p::cpu::Isa::kAvx512Bf16)
-    throw p2p::BackendUnavailable(text("precision 'bf16' needs the room avx512bf16, not ", p2p::cpu::isa_name(room)));
+  if (precision == "bf16" && room < p2p::cpu::Isa::kAvx512Bf16)
+    throw p2p::BackendUnavailable(text("precision 'bf16' needs the room avx512bf16 or amx, not ", p2p::cpu::isa_name(room)));
   p2p::Peaks found;
   {
     py::gil_scoped_release release;

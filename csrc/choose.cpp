@@ -18,6 +18,7 @@ MachineBalance balance_of(Isa isa, DType dtype) {
     case Isa::kAvx2: return {200e9, memory, transform};
     case Isa::kAvx512:
     case Isa::kAvx512Bf16: break;
+    case Isa::kAmx: return {4e12, memory, transform};
   }
   return {dtype == DType::kBF16 ? 440e9 : 222e9, memory, transform};
 }
@@ -39,7 +40,7 @@ const Kernel& choose_kernel(Isa isa, Op op, DType dtype, const Problem& problem)
     if (kernel->op != op || kernel->dtype != dtype) continue;
     if (find_kernel(isa, op, kernel->algorithm, dtype) != kernel) continue;  // a better room has this one too
     if (op == Op::kConvFirst || op == Op::kDeconvLast) return *kernel;       // one algorithm
-    const double seconds = estimate(*kernel, problem, balance_of(isa, dtype));
+    const double seconds = estimate(*kernel, problem, balance_of(room_of(*kernel), dtype));
     if (!best || seconds < best_seconds) {
       best = kernel;
       best_seconds = seconds;
@@ -65,7 +66,9 @@ int32_t choose_tile_block(const Kernel& kernel, const Problem& problem) {
   const int64_t fit = kBlockBytes / std::max<int64_t>(g.shared_bytes / g.rows, 1);
   const int32_t rows = (int32_t)std::clamp<int64_t>(fit, kBlockRowsMin, kBlockRows);
   const int32_t items = divide_up(g.rows, rows);
-  return divide_up(g.rows, items);  // equal items
+  two_phases.tile_block = divide_up(g.rows, items);  // equal items
+  kernel.geometry(two_phases, &g);
+  return g.phases == 1 ? two_phases.tile_block : 0;  // some kernels have one schedule
 }
 
 }  // namespace p2p

@@ -93,7 +93,7 @@ CpuModel::CpuModel(Network network, WeightSource& weights, const CompileOptions&
       seed_(options.dropout_seed) {
   const auto start = std::chrono::steady_clock::now();
   P2P_REQUIRE(threads_ >= 1 && threads_ <= 256, "threads must be 1..256, got ", threads_);
-  if (dtype_ == DType::kBF16 && isa_ != Isa::kAvx512Bf16)
+  if (dtype_ == DType::kBF16 && isa_ < Isa::kAvx512Bf16)
     throw BackendUnavailable(text("precision 'bf16' needs bf16 dot products (AVX512_BF16); the room in use is '",
                                   isa_name(isa_), "' on ", cpu_name(), ". Use precision='f32'"));
   P2P_REQUIRE(options.h >= 1 && options.w >= 1 && (int64_t)options.h * options.w <= kPixelsMax, "size ", options.h, "x",

@@ -1,6 +1,11 @@
 #include "isa.h"
 
 #include <sched.h>
+#if defined(P2P_ROOM_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <cstring>
 #include <fstream>
@@ -12,7 +17,20 @@
 namespace p2p::cpu {
 
 namespace {
-constexpr Isa kAll[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+#if defined(P2P_ROOM_AMX)
+// CPUID leaf 7, and the kernel's leave: tile registers are off in a process until it asks for them (8 KB of state a thread).
+bool amx_granted() {
+  constexpr long kGetSupported = 0x1021, kRequest = 0x1023, kTileData = 18;
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool bf16 = d & (1u << 22), tile = d & (1u << 24);
+  uint64_t supported = 0;
+  return bf16 && tile && syscall(SYS_arch_prctl, kGetSupported, &supported) == 0 && (supported >> kTileData & 1) &&
+         syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+#endif
+
+constexpr Isa kAll[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx};
 }
 
 const char* isa_name(Isa isa) {
@@ -21,6 +39,7 @@ const char* isa_name(Isa isa) {
     case Isa::kAvx2: return "avx2";
     case Isa::kAvx512: return "avx512";
     case Isa::kAvx512Bf16: return "avx512bf16";
+    case Isa::kAmx: return "amx";
   }
   return "?";
 }
@@ -35,6 +54,14 @@ bool can_run(Isa isa) {
       return can_run(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     case Isa::kAvx512Bf16: return can_run(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAmx: {
+#if defined(P2P_ROOM_AMX)
+      static const bool granted = amx_granted();
+      return can_run(Isa::kAvx512Bf16) && granted;
+#else
+      return false;
+#endif
+    }
   }
   return false;
 #else
@@ -61,7 +88,7 @@ Isa resolve_isa(const std::string& name) {
     return isa;
   }
   P2P_REQUIRE(false, "unknown instruction set '", wanted, name.empty() ? "' in P2P_ISA" : "'",
-              ": expected scalar, avx2, avx512 or avx512bf16");
+              ": expected scalar, avx2, avx512, avx512bf16 or amx");
   return Isa::kScalar;
 }
 

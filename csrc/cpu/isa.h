@@ -5,7 +5,7 @@
 
 namespace p2p::cpu {
 
-enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
+enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 const char* isa_name(Isa isa);
 bool can_run(Isa isa);                 // CPU and operating system

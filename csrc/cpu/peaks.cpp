@@ -26,9 +26,10 @@ double arithmetic_peak(Isa isa, DType dtype, ThreadPool& pool) {
   const Kernel* kernel = find_kernel(isa, Op::kConv, Algorithm::kDirect, dtype);
   P2P_ASSERT(kernel != nullptr);
   Problem p{};
-  p.hi = p.wi = 12;  // 6 x 6 outputs = three row blocks of 12
-  p.ho = p.wo = 6;
-  p.ci[0] = p.ci_stored[0] = 64;
+  // 6 x 6 outputs = three row blocks of 12; AMX: seven row tiles, so that its products are two by two.
+  p.hi = p.wi = room_of(*kernel) == Isa::kAmx ? 20 : 12;
+  p.ho = p.wo = p.hi / 2;
+  p.ci[0] = p.ci_stored[0] = room_of(*kernel) == Isa::kAmx ? 32 : 64;
   p.co = p.co_stored = 32;
   Geometry g;
   kernel->geometry(p, &g);
@@ -41,7 +42,7 @@ double arithmetic_peak(Isa isa, DType dtype, ThreadPool& pool) {
   } job{kernel, p, g, {}, 40};
   const Memory ones(p.ci_stored[0] * 4);
   for (int t = 0; t < pool.size(); ++t)
-    for (int64_t bytes : {g.weight_bytes + 4096, (int64_t)p.hi * p.wi * 64 * 4, g.shared_bytes, g.scratch_bytes,
+    for (int64_t bytes : {g.weight_bytes + 16384, (int64_t)p.hi * p.wi * 64 * 4, g.shared_bytes, g.scratch_bytes,
                           (int64_t)p.ho * p.wo * 32 * 4, (int64_t)64 * 4})
       job.memory.emplace_back(bytes);
   const auto work = [](void* context, int thread) {

@@ -6,6 +6,9 @@ namespace p2p::cpu {
 
 // One line a room. Rooms of another processor family are not compiled (CMakeLists.txt).
 #if defined(P2P_ROOM_X86)
+#if defined(P2P_ROOM_AMX)
+namespace amx { extern const KernelTable kTable; }
+#endif
 namespace avx512bf16 { extern const KernelTable kTable; }
 namespace avx512 { extern const KernelTable kTable; }
 namespace avx2 { extern const KernelTable kTable; }
@@ -21,6 +24,9 @@ struct Room {
 
 const Room kRooms[] = {
 #if defined(P2P_ROOM_X86)
+#if defined(P2P_ROOM_AMX)
+    {Isa::kAmx, &amx::kTable},
+#endif
     {Isa::kAvx512Bf16, &avx512bf16::kTable},
     {Isa::kAvx512, &avx512::kTable},
     {Isa::kAvx2, &avx2::kTable},
@@ -37,7 +43,7 @@ std::vector<const Kernel*> kernels_for(Isa isa) {
   return found;
 }
 
-std::vector<const Kernel*> all_kernels() { return kernels_for(Isa::kAvx512Bf16); }
+std::vector<const Kernel*> all_kernels() { return kernels_for(Isa::kAmx); }
 
 const Kernel& kernel_by_id(const std::string& id) {
   for (const Kernel* kernel : all_kernels()) {
@@ -47,6 +53,14 @@ const Kernel& kernel_by_id(const std::string& id) {
   }
   P2P_REQUIRE(false, "unknown kernel '", id, "': pix2pix_fast.kernels() lists them");
   return *all_kernels().front();
+}
+
+Isa room_of(const Kernel& kernel) {
+  for (const Room& room : kRooms)
+    for (int32_t i = 0; i < room.table->count; ++i)
+      if (room.table->kernels[i] == &kernel) return room.isa;
+  P2P_ASSERT(false);
+  return Isa::kScalar;
 }
 
 const Kernel* find_kernel(Isa isa, Op op, Algorithm algorithm, DType dtype) {

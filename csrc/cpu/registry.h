@@ -15,6 +15,7 @@ std::vector<const Kernel*> kernels_for(Isa isa);
 // By id; throws std::invalid_argument for an unknown one, BackendUnavailable where this CPU cannot run it.
 const Kernel& kernel_by_id(const std::string& id);
 // Null where none fits. Among equal kernels the best room wins.
+Isa room_of(const Kernel& kernel);
 const Kernel* find_kernel(Isa isa, Op op, Algorithm algorithm, DType dtype);
 
 }  // namespace p2p::cpu

@@ -1,0 +1,22 @@
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../kernels.h"
+
+namespace p2p::cpu::amx {
+namespace {
+#include "vec.h"
+
+#include "../body/gemm.inl"
+#include "../body/winograd.inl"
+#include "../body/convolution.inl"
+#include "../body/conv4x4s2.inl"
+#include "tiles.inl"
+}  // namespace
+
+using Direct = TileConvolution<ConvDirect, true>;
+extern const Kernel kConvDirect;
+const Kernel kConvDirect = {"amx/conv4x4s2_direct_bf16", Op::kConv, Algorithm::kDirect, DType::kBF16,
+                            Direct::geometry, Direct::pack, Direct::run};
+}  // namespace p2p::cpu::amx

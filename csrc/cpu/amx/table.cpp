@@ -1,0 +1,13 @@
+// The room's only outside symbol.
+#include "../kernels.h"
+
+namespace p2p::cpu::amx {
+extern const Kernel kConvDirect, kDeconvDirect;
+
+namespace {
+const Kernel* const kKernels[] = {&kConvDirect, &kDeconvDirect};
+}
+
+extern const KernelTable kTable;
+const KernelTable kTable = {kKernels, sizeof(kKernels) / sizeof(kKernels[0])};
+}  // namespace p2p::cpu::amx
