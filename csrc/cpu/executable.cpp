@@ -18,7 +18,7 @@ Executable::Executable(const Network& network, const std::vector<PackedLayer>& l
       threads_(threads),
       arena_(plan_.arena_bytes),
       scratch_(checked_product({plan_.scratch_bytes, threads})),
-      counters_(plan_.steps.size() * kPhasesMax),
+      counters_(plan_.steps.size() * kPhasesMax * threads),
       barrier_(threads) {
   int32_t channels = 0;
   for (const Step& step : plan_.steps) channels = std::max(channels, step.problem.co_stored);
@@ -74,16 +74,22 @@ void Executable::work(int thread) {
     const Step& step = plan_.steps[s];
     const int32_t phases = step.geometry.phases + (step.dropout ? 1 : 0);
     for (int32_t phase = 0; phase < phases; ++phase) {
-      std::atomic<int32_t>& next = counters_[s * kPhasesMax + phase].next;
+      Counter* counters = &counters_[(s * kPhasesMax + phase) * threads_];
       const bool dropout = phase == step.geometry.phases;
       const int32_t items = dropout ? step.problem.ho : step.geometry.items[phase];
-      for (int32_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
-        if (dropout)
-          apply_dropout(step.problem, step.kernel->dtype, args_[s].dst, (const float*)(arena_.data() + step.scale),
-                        (const float*)(arena_.data() + step.shift), item, call_.dropout_seed,
-                        call_.frame, (uint64_t)step.layer);
-        else
-          step.kernel->run(step.problem, args_[s], phase, item, scratch);
+      // Each thread begins with its own share, so that rows of a map stay in the cache of the core that wrote them, and
+      // then helps the others.
+      for (int32_t help = 0; help < threads_; ++help) {
+        const int32_t share = (thread + help) % threads_;
+        const int32_t begin = (int64_t)items * share / threads_, end = (int64_t)items * (share + 1) / threads_;
+        for (int32_t item; (item = begin + counters[share].next.fetch_add(1, std::memory_order_relaxed)) < end;) {
+          if (dropout)
+            apply_dropout(step.problem, step.kernel->dtype, args_[s].dst, (const float*)(arena_.data() + step.scale),
+                          (const float*)(arena_.data() + step.shift), item, call_.dropout_seed,
+                          call_.frame, (uint64_t)step.layer);
+          else
+            step.kernel->run(step.problem, args_[s], phase, item, scratch);
+        }
       }
       if (thread == 0 && call_.interrupt && call_.interrupt->requested()) stop_wanted_.store(true);
       barrier_.arrive([&] { finish_phase(s, phase, phases); });

@@ -57,7 +57,7 @@ class Executable {
   int threads_;
   Memory arena_, scratch_;
   std::vector<Args> args_;
-  std::vector<Counter> counters_;  // [step][kPhasesMax]
+  std::vector<Counter> counters_;  // [step][phase][thread's share]
   std::vector<float> ones_, zeros_;
   std::vector<int32_t> rows_, columns_;
   int32_t bound_h_ = 0, bound_w_ = 0;

@@ -2,10 +2,10 @@
 #include "../kernels.h"
 
 namespace p2p::cpu::amx {
-extern const Kernel kConvDirect, kDeconvDirect;
+extern const Kernel kConvFirst, kConvDirect, kDeconvDirect, kDeconvLast;
 
 namespace {
-const Kernel* const kKernels[] = {&kConvDirect, &kDeconvDirect};
+const Kernel* const kKernels[] = {&kConvFirst, &kConvDirect, &kDeconvDirect, &kDeconvLast};
 }
 
 extern const KernelTable kTable;

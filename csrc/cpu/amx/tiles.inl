@@ -17,7 +17,7 @@
 constexpr int kRowsOfTile = 16, kColumnsOfTile = 16;
 constexpr int64_t kTileBytes = 1024;
 constexpr int kStreamTiles = 6;               // as many row tiles share each weight tile: 6 sums + A + B = all 8 registers
-constexpr int64_t kWeightsInL2 = 1 << 20;     // above, an item takes a panel and all rows; else rows and all panels
+constexpr int64_t kWeightsInL2 = 1 << 19;     // above, an item takes a panel and all rows; else rows and all panels
 constexpr int64_t kPictureInL2 = 1 << 20;     // rows of an item that streams panels
 constexpr int kPairsMax = 4, kItemsWanted = 32;
 
@@ -43,6 +43,8 @@ struct Taps {
 };
 
 // Two row tiles by two column tiles: c[row tile][column tile][16][16].
+// kCold: the weights are not in this core's cache yet, so memory is asked for them ahead.
+template <bool kCold>
 inline void product_2x2(const char* a, int64_t step, const Taps& taps, int64_t chunks, int64_t chunk_bytes, const char* b0,
                         const char* b1, float* c) {
   _tile_zero(0);
@@ -53,6 +55,11 @@ inline void product_2x2(const char* a, int64_t step, const Taps& taps, int64_t c
   for (int64_t chunk = 0; chunk < chunks; ++chunk, a += 64, b0 += chunk_bytes, b1 += chunk_bytes)
     for (int32_t t = 0; t < taps.count; ++t) {
       const char* x = a + taps.a[t];
+      if constexpr (kCold)
+        for (int line = 0; line < kTileBytes; line += 64) {
+          __builtin_prefetch(b0 + taps.b[t] + line + kColdAhead, 0, kStreamLocality);
+          __builtin_prefetch(b1 + taps.b[t] + line + kColdAhead, 0, kStreamLocality);
+        }
       _tile_loadd(4, x, step);
       _tile_loadd(6, b0 + taps.b[t], 64);
       _tile_loadd(7, b1 + taps.b[t], 64);
@@ -78,12 +85,12 @@ inline void product_stream(const char* a, int64_t step, const Taps& taps, int64_
   if constexpr (kTiles > 3) _tile_zero(3);
   if constexpr (kTiles > 4) _tile_zero(4);
   if constexpr (kTiles > 5) _tile_zero(5);
-  const int64_t next = kRowsOfTile * step;
+  const int64_t next = kRowsOfTile * step, ahead = kStreamAhead / chunk_bytes * chunk_bytes;  // the same tap, later
   for (int64_t chunk = 0; chunk < chunks; ++chunk, a += 64, b += chunk_bytes)
     for (int32_t t = 0; t < taps.count; ++t) {
       const char* x = a + taps.a[t];
       const char* w = b + taps.b[t];
-      for (int line = 0; line < kTileBytes; line += 64) __builtin_prefetch(w + line + kStreamAhead);
+      for (int line = 0; line < kTileBytes; line += 64) __builtin_prefetch(w + line + ahead, 0, kStreamLocality);
       _tile_loadd(7, w, 64);
       _tile_loadd(6, x, step);
       _tile_dpbf16ps(0, 6, 7);
@@ -275,7 +282,7 @@ struct TileConvolution {
     product_stream_of(f.tiles, (const char*)args.shared, f.step, live_taps(p, f, phase), f.chunks, kChunkBytes,
                       panel_weights(args, f, panel, phase), c);
     Statistics statistics;
-    emit(p, args, f, c, kColumnsOfTile, 0, f.tiles * kRowsOfTile, panel * kColumnsOfTile, phase, &statistics);
+    emit<1>(p, args, f, c, 0, f.tiles * kRowsOfTile, panel * kColumnsOfTile, phase, &statistics);
     if (args.stats) statistics.write(stats_of(p, args, phase, panel * kColumnsOfTile), p.co_stored);
   }
 
@@ -287,12 +294,11 @@ struct TileConvolution {
     Statistics statistics[2];
     for (int32_t pair = first; pair < first + pairs && 2 * pair < f.tiles; ++pair) {
       const int32_t row = pair * 2 * kRowsOfTile;
-      product_2x2((const char*)args.shared + row * f.step, f.step, taps, f.chunks, kChunkBytes,
-                  panel_weights(args, f, 2 * panel_pair, phase), panel_weights(args, f, 2 * panel_pair + 1, phase), c);
-      for (int half = 0; half < 2; ++half)
-        for (int tile = 0; tile < 2; ++tile)
-          emit(p, args, f, c + (2 * tile + half) * 256, kColumnsOfTile, row + tile * kRowsOfTile, kRowsOfTile,
-               channel + half * kColumnsOfTile, phase, &statistics[half]);
+      const auto product = pair == first ? product_2x2<true> : product_2x2<false>;
+      product((const char*)args.shared + row * f.step, f.step, taps, f.chunks, kChunkBytes,
+              panel_weights(args, f, 2 * panel_pair, phase), panel_weights(args, f, 2 * panel_pair + 1, phase), c);
+      for (int tile = 0; tile < 2; ++tile)
+        emit<2>(p, args, f, c + 2 * tile * 256, row + tile * kRowsOfTile, kRowsOfTile, channel, phase, statistics);
     }
     if (args.stats)
       for (int half = 0; half < 2; ++half)
@@ -303,22 +309,26 @@ struct TileConvolution {
     return args.stats + (int64_t)stat_block * 3 * p.co_stored + channel;
   }
 
-  // Flat rows [first, first + count) of one column tile: bias, statistics, store.
-  static void emit(const Problem& p, const Args& args, const Layout& f, const float* c, int64_t stride_c, int32_t first,
-                   int32_t count, int32_t channel, int32_t phase, Statistics* statistics) {
-    const Vec bias = args.bias ? load(args.bias + channel) : zero();
+  // Flat rows [first, first + count) of neighbouring column tiles (256 floats apart): bias, statistics, store.
+  template <int kVecs>
+  static void emit(const Problem& p, const Args& args, const Layout& f, const float* c, int32_t first, int32_t count,
+                   int32_t channel, int32_t phase, Statistics* statistics) {
+    Vec bias[kVecs];
+    for (int v = 0; v < kVecs; ++v) bias[v] = args.bias ? load(args.bias + channel + v * kWidth) : zero();
     const int32_t end = first + count < f.rows ? first + count : f.rows;
     int32_t y = first / f.line, x = first % f.line;
-    for (int32_t row = first; row < end; ++row, c += stride_c, ++x) {
+    for (int32_t row = first; row < end; ++row, c += kColumnsOfTile, ++x) {
       if (x == f.line) {
         x = 0;
         ++y;
       }
       if (x >= f.valid) continue;
       const int64_t pixel = kDown ? (int64_t)y * p.wo + x : (int64_t)(2 * y + phase / 2) * p.wo + 2 * x + phase % 2;
-      const Vec value = add(load(c), bias);
-      BF16::store(args.dst, pixel * p.co_stored + channel, value);
-      if (args.stats) statistics->take(value);
+      for (int v = 0; v < kVecs; ++v) {
+        const Vec value = add(load(c + v * 256), bias[v]);
+        BF16::store(args.dst, pixel * p.co_stored + channel + v * kWidth, value);
+        if (args.stats) statistics[v].take(value);
+      }
     }
   }
 };

@@ -1,7 +1,9 @@
 // AMX: products of 16x16x32 bf16 tiles; everything else in the AVX-512 and bf16 words of ../avx512bf16/vec.h.
 #include "../avx512bf16/vec.h"
 
-constexpr int64_t kStreamAhead = 8192;  // weights that memory is asked for ahead of their use
+constexpr int64_t kStreamAhead = 32768;  // bytes of weights that memory is asked for ahead of their use
+constexpr int64_t kColdAhead = 8192;
+constexpr int kStreamLocality = 2;  // into L2: L1 has too few lines in flight to hide memory
 
 inline void clear(char* at, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) _mm512_store_si512(at + i, _mm512_setzero_si512());

@@ -25,14 +25,50 @@ inline Vec tanh(Vec x) {
   return sub(broadcast(1.0f), div(broadcast(2.0f), add(e, broadcast(1.0f))));
 }
 
+// The product with packed panels of body/gemm.inl: how the last layer's weights lie, and one row of pixels times all columns.
 template <class E>
+struct LastByPanels {
+  static constexpr int kOverrun = 0;  // pixels that multiply may write past the row
+  static int64_t a_bytes(const Problem& p, int64_t k) { return p.wi * k * E::kBytes; }
+  static int64_t weight_offset(int64_t k_total, int32_t columns, int64_t k, int32_t column) {  // in elements
+    const int32_t panel = column / kPanel, width = panel_vecs(columns, panel) * kWidth;
+    return panel * k_total * kPanel + (k / E::kWord) * width * E::kWord + (int64_t)(column % kPanel) * E::kWord +
+           k % E::kWord;
+  }
+  // c: the products of row y, [pixel][n].
+  static void multiply(const Problem& p, const Args& args, int32_t y, int64_t k, char* a, float* c, int32_t n) {
+    const RowBlocks blocks(p.wi);
+    for (int32_t x = 0; x < p.wi; ++x) {
+      const RowPlace place(blocks, x);
+      char* dst = a + place.start * k * E::kBytes;
+      int64_t k0 = 0;
+      for (int32_t s = 0; s < 2; ++s) {
+        if (p.ci_stored[s] == 0) continue;
+        gather<E, Identity, 1>(p, args.src[s], p.ci_stored[s], args.slope, y, x, 1, dst, 0, place, k0);
+        k0 += p.ci_stored[s];
+      }
+    }
+    for (int32_t panel = 0; panel < panels_of(n); ++panel) {
+      const int32_t vecs = panel_vecs(n, panel);
+      const char* b = (const char*)args.weights + panel * k * kPanel * E::kBytes;
+      for (int32_t block = 0; block < blocks.count; ++block) {
+        const int32_t start = blocks.start(block);
+        choose_gemm<E>(blocks.size(block), vecs)(a + start * k * E::kBytes, b, k / E::kChunk,
+                                                 c + (int64_t)start * n + panel * kPanel, n, false);
+      }
+    }
+  }
+};
+
+template <class E, class Product = LastByPanels<E>>
 struct DeconvLast {
   // Columns (kh, kw, channel), padded to whole vectors.
   static int32_t columns(const Problem& p) { return (16 * p.co + kWidth - 1) / kWidth * kWidth; }
   static int64_t k_of(const Problem& p) { return p.ci_stored[0] + p.ci_stored[1]; }
-  static int64_t a_bytes(const Problem& p) { return p.wi * k_of(p) * E::kBytes; }  // one row of pixels
-  // Two rows of products: the tail lets a vector run over the end. One pixel of zeros stands left and right.
+  static int64_t a_bytes(const Problem& p) { return Product::a_bytes(p, k_of(p)); }  // one row of pixels
+  // Two rows of products; one pixel of zeros stands left and right.
   static int64_t c_floats(const Problem& p) { return ((int64_t)p.wi + 2) * columns(p) + 16; }
+  static int64_t c_bytes(const Problem& p) { return align64((c_floats(p) + Product::kOverrun * columns(p)) * 4); }
   static int64_t row_floats(const Problem& p) { return (int64_t)(p.wo + 2) * p.co + 32; }
 
   static void geometry(const Problem& p, Geometry* g) {
@@ -42,25 +78,23 @@ struct DeconvLast {
     g->items[0] = (windows + kLastWindows - 1) / kLastWindows;
     g->items[1] = 0;
     g->stat_blocks = 0;
-    g->pack_items = panels_of(columns(p));
+    g->pack_items = (columns(p) + kWidth - 1) / kWidth;
     g->weight_bytes = g->read_bytes = k_of(p) * columns(p) * E::kBytes;
     g->shared_bytes = 0;
-    g->scratch_bytes = align64(a_bytes(p)) + 2 * align64(c_floats(p) * 4) + align64(row_floats(p) * 4) +
+    g->scratch_bytes = align64(a_bytes(p)) + 2 * c_bytes(p) + align64(row_floats(p) * 4) +
                        align64((4ll * p.co + 32) * 4);
     g->macs = (int64_t)g->rows * k_of(p) * columns(p);
   }
 
-  static void pack(const Problem& p, const float* raw, void* dst, int32_t panel) {
-    const int32_t width = panel_vecs(columns(p), panel) * kWidth;
-    char* out = (char*)dst + panel * k_of(p) * kPanel * E::kBytes;
+  static void pack(const Problem& p, const float* raw, void* dst, int32_t vec) {
     for (int32_t s = 0; s < 2; ++s)
       for (int32_t c = 0; c < p.ci[s]; ++c)
-        for (int32_t i = 0; i < width; ++i) {
-          const int32_t column = panel * kPanel + i, tap = column / p.co, n = column % p.co;
+        for (int32_t i = 0; i < kWidth; ++i) {
+          const int32_t column = vec * kWidth + i, tap = column / p.co, n = column % p.co;
           if (tap >= 16) continue;
           const int64_t k = (s ? p.ci_stored[0] : 0) + c;
           const float w = raw[((int64_t)((s ? p.ci[0] : 0) + c) * p.co + n) * 16 + tap];
-          E::store_scalar(out, (k / E::kWord) * width * E::kWord + (int64_t)i * E::kWord + k % E::kWord, w);
+          E::store_scalar(dst, Product::weight_offset(k_of(p), columns(p), k, column), w);
         }
   }
 
@@ -71,31 +105,10 @@ struct DeconvLast {
       for (int64_t i = 0; i < c_floats(p); i += kWidth) store(c + i, zero());
       return;
     }
-    for (int32_t i = 0; i < n; i += kWidth) {
-      store(c + i, zero());
-      store(c + (int64_t)(p.wi + 1) * n + i, zero());
-    }
-    const RowBlocks blocks(p.wi);
-    const int64_t chunks = k_of(p) / E::kChunk;
-    for (int32_t x = 0; x < p.wi; ++x) {
-      const RowPlace place(blocks, x);
-      char* dst = a + place.start * k_of(p) * E::kBytes;
-      int64_t k0 = 0;
-      for (int32_t s = 0; s < 2; ++s) {
-        if (p.ci_stored[s] == 0) continue;
-        gather<E, Identity, 1>(p, args.src[s], p.ci_stored[s], args.slope, y, x, 1, dst, 0, place, k0);
-        k0 += p.ci_stored[s];
-      }
-    }
-    for (int32_t panel = 0; panel < panels_of(n); ++panel) {
-      const int32_t vecs = panel_vecs(n, panel);
-      const char* b = (const char*)args.weights + panel * k_of(p) * kPanel * E::kBytes;
-      for (int32_t block = 0; block < blocks.count; ++block) {
-        const int32_t start = blocks.start(block);
-        choose_gemm<E>(blocks.size(block), vecs)(a + start * k_of(p) * E::kBytes, b, chunks,
-                                                 c + (start + 1ll) * n + panel * kPanel, n, false);
-      }
-    }
+    for (int32_t i = 0; i < n; i += kWidth) store(c + i, zero());
+    Product::multiply(p, args, y, k_of(p), a, c + n, n);
+    // What ran over the end is the next window's zero pixel.
+    for (int32_t i = 0; i < n; i += kWidth) store(c + (int64_t)(p.wi + 1) * n + i, zero());
   }
 
   // One output row from the products of two input rows, taps kh = upper_kh of the upper and upper_kh - 2 of the lower.
@@ -122,8 +135,8 @@ struct DeconvLast {
   static void run(const Problem& p, const Args& args, int32_t, int32_t item, void* scratch) {
     char* a = (char*)scratch;
     float* upper = (float*)(a + align64(a_bytes(p)));
-    float* lower = (float*)((char*)upper + align64(c_floats(p) * 4));
-    float* row = (float*)((char*)lower + align64(c_floats(p) * 4));
+    float* lower = (float*)((char*)upper + c_bytes(p));
+    float* row = (float*)((char*)lower + c_bytes(p));
     float* bias = (float*)((char*)row + align64(row_floats(p) * 4));
     for (int32_t i = 0; i < 2 * p.co + 16; ++i) bias[i] = args.bias && i < 2 * p.co ? args.bias[i % p.co] : 0.0f;
 
