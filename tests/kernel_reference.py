@@ -104,6 +104,12 @@ def parts(kernel: str) -> tuple[str, str, str]:
     return op, algorithm, dtype
 
 
+def rounds_operands(kernel: str) -> bool:
+    """Whether products are of bf16 operands: the first layer's are float32 except on tiles."""
+    _, algorithm, dtype = parts(kernel)
+    return dtype == "bf16" and (algorithm != "first" or kernel.startswith("amx/"))
+
+
 @dataclass(frozen=True)
 class Case:
     kernel: str
@@ -195,10 +201,10 @@ def transformed(case: Case, filter: Filter) -> tuple[Array, Array]:
 def largest_intermediate(case: Case) -> float:
     """Bound on every intermediate in its unit, below 2^24 where the kernel must be exact. Infinite
     where a bf16 operand would be rounded."""
-    _, algorithm, dtype = parts(case.kernel)
+    _, algorithm, _ = parts(case.kernel)
     fine = 4 if case.slope == 0.25 else 1
     bias = 0.0 if case.bias is None else float(abs(case.bias).max())
-    rounds = dtype == "bf16" and algorithm != "first"
+    rounds = rounds_operands(case.kernel)
     if algorithm not in FILTERS:
         x = case.activated()
         if rounds and not (is_bf16(x) and is_bf16(case.weight)):

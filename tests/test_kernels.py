@@ -23,6 +23,7 @@ from kernel_reference import (
     largest_intermediate,
     parts,
     random_case,
+    rounds_operands,
     to_bf16,
 )
 
@@ -171,7 +172,7 @@ def real_case(kernel: str, index: int, seed: int) -> Case:
     """The shape of `random_case` with normal numbers; bf16 kernels read bf16 numbers."""
     case = random_case(kernel, index, seed)
     rng = np.random.default_rng([seed, index])
-    bf16 = parts(kernel)[2] == "bf16" and parts(kernel)[1] != "first"
+    bf16 = rounds_operands(kernel)
 
     def normal(shape: tuple[int, ...]) -> Array:
         values = rng.standard_normal(shape).astype(np.float32)
@@ -197,7 +198,7 @@ def real_bound(case: Case) -> float:
     by max|x| max|w| instead of the mean of |x w|, ten times smaller. The output is rounded once
     more."""
     _, algorithm, dtype = parts(case.kernel)
-    low = dtype == "bf16" and algorithm != "first"
+    low = rounds_operands(case.kernel)
     x = case.activated()
     taps = 16 if case.down else 4
     most = taps * x.shape[2] * float(abs(x).max()) * float(abs(case.weight).max())
