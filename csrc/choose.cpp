@@ -9,28 +9,35 @@ namespace p2p {
 
 using namespace cpu;
 
-// Measured on two cores of a Zen 4 (cpu.md, sections 1 and 3; `make bench` prints the peaks of the machine at hand). What
-// decides is the ratio of arithmetic to memory, which differs by less than 2x between the machines this is for.
+// Measured on two cores of a Zen 4 and of a Xeon with AMX (docs/decisions/020-cost-model.md). A class of CPU decides, not a
+// measurement at load: noise would choose other kernels, and so other bits, in the next process. `tune` measures.
 MachineBalance balance_of(Isa isa, DType dtype) {
-  const double memory = 50e9, transform = 60e9;
-  switch (isa) {
-    case Isa::kScalar: return {16e9, memory, transform};
-    case Isa::kAvx2: return {200e9, memory, transform};
-    case Isa::kAvx512:
-    case Isa::kAvx512Bf16: break;
-    case Isa::kAmx: return {4e12, memory, transform};
-  }
-  return {dtype == DType::kBF16 ? 440e9 : 222e9, memory, transform};
+  const double transform = 60e9;
+  if (isa == Isa::kScalar) return {16e9, 50e9, 100e9, transform, 1e6};
+  // Two 512-bit multiply-add units, fed by a mesh that gives one core little: twice the arithmetic, half the bytes.
+  const bool wide = is_intel() && isa >= Isa::kAvx512;
+  const double memory = wide ? 28e9 : 50e9, shared = wide ? 56e9 : 117e9, own = wide ? 2e6 : 1e6;
+  double flops = 200e9;
+  if (isa == Isa::kAmx) flops = 2500e9;
+  else if (isa == Isa::kAvx512Bf16) flops = dtype == DType::kBF16 ? (wide ? 220e9 : 400e9) : (wide ? 350e9 : 200e9);
+  else if (isa == Isa::kAvx512) flops = wide ? 350e9 : 200e9;
+  else if (isa == Isa::kAvx2) flops = 180e9;
+  return {flops, memory, shared, transform, own};
 }
 
 double estimate(const Kernel& kernel, const Problem& problem, const MachineBalance& balance) {
+  constexpr double kTapSums = 1.1;   // weights summed in registers on the way
+  constexpr double kNotHidden = 0.4; // of the shorter of arithmetic and memory
   Geometry g;
   kernel.geometry(problem, &g);
-  const double arithmetic = 2.0 * (double)g.macs / balance.flops;
+  const double sums = kernel.algorithm == Algorithm::kWinograd3Taps ? kTapSums : 1.0;
+  const double arithmetic = sums * 2.0 * (double)g.macs / balance.flops;
   const double weights = (double)g.read_bytes / balance.weight_bytes;
+  // Every item reads all of A, which a core's own cache may not hold.
+  const double again = g.shared_bytes > balance.own_cache / 2 ? (double)g.shared_bytes * g.items[1] / balance.shared_bytes : 0;
   // Transforms write A once and read C once; scratch is one item's C.
   const double transforms = ((double)g.shared_bytes + (double)g.scratch_bytes * g.items[1]) / balance.transform_bytes;
-  return std::max(arithmetic, weights) + transforms;
+  return std::max(arithmetic, weights) + kNotHidden * std::min(arithmetic, weights) + again + transforms;
 }
 
 const Kernel& choose_kernel(Isa isa, Op op, DType dtype, const Problem& problem) {
@@ -40,7 +47,9 @@ const Kernel& choose_kernel(Isa isa, Op op, DType dtype, const Problem& problem)
     if (kernel->op != op || kernel->dtype != dtype) continue;
     if (find_kernel(isa, op, kernel->algorithm, dtype) != kernel) continue;  // a better room has this one too
     if (op == Op::kConvFirst || op == Op::kDeconvLast) return *kernel;       // one algorithm
-    const double seconds = estimate(*kernel, problem, balance_of(room_of(*kernel), dtype));
+    Problem scheduled = problem;
+    scheduled.tile_block = choose_tile_block(*kernel, problem);
+    const double seconds = estimate(*kernel, scheduled, balance_of(room_of(*kernel), dtype));
     if (!best || seconds < best_seconds) {
       best = kernel;
       best_seconds = seconds;

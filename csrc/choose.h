@@ -9,13 +9,15 @@ namespace p2p {
 // What the cost model believes about a machine: two threads of the class of CPU that the room is for. The algorithm must not
 // depend on the thread count (other algorithm, other bits), so the balance of two threads serves all.
 struct MachineBalance {
-  double flops;            // multiply-adds count as two
-  double weight_bytes;     // per second from memory
+  double flops;            // multiply-adds count as two; what the product reaches inside a network
+  double weight_bytes;     // per second from memory, streamed
+  double shared_bytes;     // per second from the shared cache
   double transform_bytes;  // per second through transforms
+  double own_cache;        // bytes of a core's own cache
 };
 MachineBalance balance_of(cpu::Isa isa, cpu::DType dtype);
 
-// Estimated seconds of one run; problem.tile_block = 0.
+// Estimated seconds of one run.
 double estimate(const cpu::Kernel& kernel, const cpu::Problem& problem, const MachineBalance& balance);
 
 // The cheapest kernel of this op for the problem.

@@ -13,6 +13,7 @@ std::vector<Isa> runnable_isas();      // poorest first
 // "" = P2P_ISA or else the best. Throws BackendUnavailable for a room that cannot run, std::invalid_argument for a name
 // that is no room.
 Isa resolve_isa(const std::string& name);
+bool is_intel();
 std::string cpu_name();
 int usable_cpus();                     // CPUs that this process may use (affinity)
 
