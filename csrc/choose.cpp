@@ -33,8 +33,8 @@ double estimate(const Kernel& kernel, const Problem& problem, const MachineBalan
   const double sums = kernel.algorithm == Algorithm::kWinograd3Taps ? kTapSums : 1.0;
   const double arithmetic = sums * 2.0 * (double)g.macs / balance.flops;
   const double weights = (double)g.read_bytes / balance.weight_bytes;
-  // Every item reads all of A, which a core's own cache may not hold.
-  const double again = g.shared_bytes > balance.own_cache / 2 ? (double)g.shared_bytes * g.items[1] / balance.shared_bytes : 0;
+  // Items read A again and again, and a core's own cache may not hold it.
+  const double again = g.shared_bytes > balance.own_cache / 2 ? (double)g.shared_read_bytes / balance.shared_bytes : 0;
   // Transforms write A once and read C once; scratch is one item's C.
   const double transforms = ((double)g.shared_bytes + (double)g.scratch_bytes * g.items[1]) / balance.transform_bytes;
   return std::max(arithmetic, weights) + kNotHidden * std::min(arithmetic, weights) + again + transforms;

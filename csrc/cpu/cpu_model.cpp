@@ -261,13 +261,11 @@ std::vector<StepReport> CpuModel::report(const Plan& plan, const std::vector<dou
   for (size_t i = 0; i < plan.steps.size(); ++i) {
     const Step& s = plan.steps[i];
     const Problem& p = s.problem;
-    Problem two_phases = p;
-    two_phases.tile_block = 0;
     const int64_t taps = p.ho > p.hi ? 4 : 16;  // per output pixel
     steps.push_back({network_.layers[s.layer].name, s.kernel->id, p.hi, p.wi, p.ci[0] + p.ci[1], p.ho, p.wo, p.co,
                      s.geometry.rows, p.tile_block, s.geometry.macs,
                      (int64_t)p.ho * p.wo * taps * (p.ci[0] + p.ci[1]) * p.co, s.geometry.read_bytes,
-                     s.geometry.shared_bytes, 1e6 * estimate(*s.kernel, two_phases, balance_of(isa_, dtype_)),
+                     s.geometry.shared_bytes, 1e6 * estimate(*s.kernel, p, balance_of(room_of(*s.kernel), dtype_)),
                      step_us ? (*step_us)[i] : 0.0});
   }
   return steps;

@@ -40,6 +40,7 @@ struct Geometry {
   int64_t weight_bytes;   // packed weights of the layer, all of them
   int64_t read_bytes;     // packed weights that one run reads (taps that only see padding are left out)
   int64_t shared_bytes;   // A of the two-phase schedule
+  int64_t shared_read_bytes;  // of A by all items of the last phase together
   int64_t scratch_bytes;  // per thread
   int64_t macs;           // multiply-adds that one run does
 };

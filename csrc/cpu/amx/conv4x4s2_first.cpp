@@ -38,7 +38,7 @@ struct TileFirst {
     g->stat_blocks = 0;
     g->pack_items = p.co_stored / kColumnsOfTile;
     g->weight_bytes = g->read_bytes = chunks(p) * kTileBytes * (p.co_stored / kColumnsOfTile);
-    g->shared_bytes = 0;
+    g->shared_bytes = g->shared_read_bytes = 0;
     g->scratch_bytes = floats_bytes(p) + (2 * kFirstRows + 2) * row_bytes(p) + windows(p) * line_bytes(p) + 4 * kTileBytes;
     g->macs = (int64_t)g->rows * 4 * slots(p) * p.co_stored;
   }

@@ -212,6 +212,7 @@ struct TileConvolution {
     g->weight_bytes = (int64_t)kPhases * kTaps * k * p.co_stored * 2;
     g->read_bytes = (int64_t)live * k * p.co_stored * 2;
     g->shared_bytes = align64(f.bytes());
+    g->shared_read_bytes = g->shared_bytes * cut.units;
     g->scratch_bytes = kStreamTiles * kTileBytes;
     g->macs = (int64_t)live * f.tiles * kRowsOfTile * k * p.co_stored;
   }

@@ -54,7 +54,7 @@ struct ConvFirst {
     g->stat_blocks = 0;
     g->pack_items = panels_of(p.co_stored);
     g->weight_bytes = g->read_bytes = 16ll * p.ci[0] * p.co_stored * 4;
-    g->shared_bytes = 0;
+    g->shared_bytes = g->shared_read_bytes = 0;
     g->scratch_bytes = align64((2ll * kFirstRows + 2) * (p.wi + 2) * p.ci[0] * 4);
     g->macs = (int64_t)g->rows * 16 * p.ci[0] * p.co_stored;
   }

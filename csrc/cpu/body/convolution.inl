@@ -119,6 +119,7 @@ struct Convolution {
     g->weight_bytes = (int64_t)Scheme::kPhases * Scheme::kProducts * k_of(p) * p.co_stored * E::kBytes;
     g->read_bytes = (int64_t)live * k_of(p) * p.co_stored * E::kBytes;
     g->shared_bytes = two_phases ? a_bytes : 0;
+    g->shared_read_bytes = g->shared_bytes * g->items[1];
     g->scratch_bytes = c_bytes + (two_phases ? 0 : a_bytes);
     g->macs = (int64_t)live * rows * k_of(p) * p.co_stored;
   }

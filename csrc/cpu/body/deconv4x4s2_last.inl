@@ -80,7 +80,7 @@ struct DeconvLast {
     g->stat_blocks = 0;
     g->pack_items = (columns(p) + kWidth - 1) / kWidth;
     g->weight_bytes = g->read_bytes = k_of(p) * columns(p) * E::kBytes;
-    g->shared_bytes = 0;
+    g->shared_bytes = g->shared_read_bytes = 0;
     g->scratch_bytes = align64(a_bytes(p)) + 2 * c_bytes(p) + align64(row_floats(p) * 4) +
                        align64((4ll * p.co + 32) * 4);
     g->macs = (int64_t)g->rows * k_of(p) * columns(p);
