@@ -25,16 +25,24 @@ MachineBalance balance_of(Isa isa, DType dtype) {
   return {flops, memory, shared, transform, own};
 }
 
+namespace {
+constexpr int64_t kWeightsInSharedCache = 24 << 20;
+}
+
 double estimate(const Kernel& kernel, const Problem& problem, const MachineBalance& balance) {
   constexpr double kTapSums = 1.1;   // weights summed in registers on the way
-  constexpr double kNotHidden = 0.4; // of the shorter of arithmetic and memory
+  constexpr double kNotHidden = 0.4, kNotHiddenCached = 0.1;  // of the shorter of arithmetic and memory, shared cache
   Geometry g;
   kernel.geometry(problem, &g);
   const double sums = kernel.algorithm == Algorithm::kWinograd3Taps ? kTapSums : 1.0;
   const double arithmetic = sums * 2.0 * (double)g.macs / balance.flops;
-  const double weights = (double)g.read_bytes / balance.weight_bytes;
+  // Once from memory; in one phase every block of rows reads them again: from memory, or well hidden from the shared cache.
+  const double reread = (double)g.read_bytes * (g.phases == 1 ? g.items[0] - 1 : 0);
+  const bool cached = g.read_bytes <= kWeightsInSharedCache;
+  const double weights = ((double)g.read_bytes + (cached ? 0 : reread)) / balance.weight_bytes;
   // Items read A again and again, and a core's own cache may not hold it.
-  const double again = g.shared_bytes > balance.own_cache / 2 ? (double)g.shared_read_bytes / balance.shared_bytes : 0;
+  const double again = g.shared_bytes > balance.own_cache / 2 ? (double)g.shared_read_bytes / balance.shared_bytes
+                                                                  : cached ? kNotHiddenCached * reread / balance.shared_bytes : 0;
   // Transforms write A once and read C once; scratch is one item's C.
   const double transforms = ((double)g.shared_bytes + (double)g.scratch_bytes * g.items[1]) / balance.transform_bytes;
   return std::max(arithmetic, weights) + kNotHidden * std::min(arithmetic, weights) + again + transforms;
@@ -60,8 +68,9 @@ const Kernel& choose_kernel(Isa isa, Op op, DType dtype, const Problem& problem)
 }
 
 namespace {
-constexpr int64_t kSharedBytesMax = 6 << 20;     // A must stay in L3 beside the weights
-constexpr int32_t kSharedRowsMax = 256;          // above, one phase won by 12 to 30 % (e2, d7)
+// Up to here two phases won whatever the estimate says (d6: 6 %); above, it decides (one phase won 12 to 30 % for e2, d7).
+constexpr int64_t kSharedBytesMax = 6 << 20;
+constexpr int32_t kSharedRowsMax = 256;
 constexpr int64_t kBlockBytes = 720 << 10;       // a thread's part of A in a 1 MB L2; twice that is up to 1.6x slower
 constexpr int32_t kBlockRows = 22, kBlockRowsMin = 8;
 }  // namespace
@@ -75,9 +84,12 @@ int32_t choose_tile_block(const Kernel& kernel, const Problem& problem) {
   const int64_t fit = kBlockBytes / std::max<int64_t>(g.shared_bytes / g.rows, 1);
   const int32_t rows = (int32_t)std::clamp<int64_t>(fit, kBlockRowsMin, kBlockRows);
   const int32_t items = divide_up(g.rows, rows);
-  two_phases.tile_block = divide_up(g.rows, items);  // equal items
-  kernel.geometry(two_phases, &g);
-  return g.phases == 1 ? two_phases.tile_block : 0;  // some kernels have one schedule
+  Problem one_phase = problem;
+  one_phase.tile_block = divide_up(g.rows, items);  // equal items
+  kernel.geometry(one_phase, &g);
+  if (g.phases != 1) return 0;  // some kernels have one schedule
+  const MachineBalance balance = balance_of(room_of(kernel), kernel.dtype);
+  return estimate(kernel, one_phase, balance) < estimate(kernel, two_phases, balance) ? one_phase.tile_block : 0;
 }
 
 }  // namespace p2p

@@ -40,7 +40,7 @@ def test_info_and_stats() -> None:
         assert (info["in_channels"], info["out_channels"]) == (3, 3)
         assert (info["depth"], info["ngf"], info["norm"], info["dropout"]) == (3, 8, "image", None)
         assert (info["backend"], info["precision"], info["threads"]) == ("cpu", "f32", 1)
-        assert info["isa"] in ("scalar", "avx2", "avx512", "avx512bf16")
+        assert info["isa"] in ("scalar", "avx2", "avx512", "avx512bf16", "amx")
         assert "digest" in info
         info["name"] = "changed"
         assert engine.info["name"] == "x"
