@@ -19,7 +19,7 @@ lint: $(TEST)/installed
 	$(TEST)/bin/python -m mypy
 
 bench: $(TEST)/peers
-	$(TEST)/bin/python -m bench.rivals
+	$(TEST)/bin/python bench/rivals.py --plot docs/plots/latency.png
 	$(TEST)/bin/pytest bench/suite.py --benchmark-autosave --benchmark-columns=median,iqr,rounds -q
 
 # Built from the sources as they stand; a change of any of them installs again.

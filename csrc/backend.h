@@ -49,7 +49,7 @@ struct StepReport {
   std::string layer, kernel;
   int32_t hi, wi, ci, ho, wo, co, rows, tile_block;
   int64_t macs, direct_macs, weight_bytes, shared_bytes;
-  double estimate_us, measured_us;  // measured: the latest traced run, else 0
+  double estimate_us, measured_us;  // measured: 0 where nothing was timed
 };
 
 struct ModelStats {
@@ -73,6 +73,8 @@ class CompiledModel {
   // Thread-safe. False when the interrupt stopped it.
   virtual bool run(const ImageView& src, const ImageView& dst, uint64_t frame, Interrupt* interrupt) = 0;
   virtual std::vector<StepReport> plan(int32_t h, int32_t w) = 0;
+  // The steps with the shortest measured_us of `repeats` runs on a grey picture.
+  virtual std::vector<StepReport> timed(int32_t h, int32_t w, int32_t repeats) = 0;
   virtual std::vector<Activation> activations(const ImageView& src) = 0;
   virtual ModelStats stats() const = 0;
 };

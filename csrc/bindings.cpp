@@ -173,14 +173,27 @@ class Engine {
     }
   }
 
-  py::list plan(int32_t h, int32_t w) {
+  py::list timed(int32_t h, int32_t w, int32_t repeats) {
+    P2P_REQUIRE(repeats >= 1 && repeats <= 1000, "repeats: expected 1 to 1000, got ", repeats);
+    p2p::CompiledModel& model = open();
+    std::vector<p2p::StepReport> found;
+    {
+      py::gil_scoped_release release;
+      found = model.timed(h, w, repeats);
+    }
+    return listed(found);
+  }
+
+  py::list plan(int32_t h, int32_t w) { return listed(open().plan(h, w)); }
+
+  static py::list listed(const std::vector<p2p::StepReport>& reports) {
     py::list steps;
-    for (const p2p::StepReport& s : open().plan(h, w))
+    for (const p2p::StepReport& s : reports)
       steps.append(py::dict("layer"_a = s.layer, "kernel"_a = s.kernel, "hi"_a = s.hi, "wi"_a = s.wi, "ci"_a = s.ci,
                             "ho"_a = s.ho, "wo"_a = s.wo, "co"_a = s.co, "rows"_a = s.rows,
                             "tile_block"_a = s.tile_block, "macs"_a = s.macs, "direct_macs"_a = s.direct_macs,
                             "weight_bytes"_a = s.weight_bytes, "shared_bytes"_a = s.shared_bytes,
-                            "estimate_us"_a = s.estimate_us));
+                            "estimate_us"_a = s.estimate_us, "measured_us"_a = s.measured_us));
     return steps;
   }
 
@@ -324,6 +337,7 @@ PYBIND11_MODULE(_core, m) {
       .def("run", &Engine::run, "src"_a, "dst"_a, py::kw_only(), "value_range"_a = std::make_pair(0.0f, 1.0f),
            "frame"_a = 0)
       .def("plan", &Engine::plan, "h"_a, "w"_a)
+      .def("timed", &Engine::timed, "h"_a, "w"_a, "repeats"_a = 10)
       .def("activations", &Engine::activations, "src"_a)
       .def("stats", &Engine::stats)
       .def("close", &Engine::close);

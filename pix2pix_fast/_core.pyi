@@ -83,7 +83,12 @@ class Engine:
         """src (n, h, w, ci) to dst (n, h, w, co): uint8, uint16 or float32 over value_range, any strides."""
 
     def plan(self, h: int, w: int) -> list[dict[str, Any]]:
-        """The steps for a picture of h x w: layer, kernel, shapes, tile_block, macs, bytes, estimate_us."""
+        """The steps for a picture of h x w: layer, kernel, shapes, tile_block, macs, bytes, estimate_us,
+        measured_us (0).
+        """
+
+    def timed(self, h: int, w: int, repeats: int = 10) -> list[dict[str, Any]]:
+        """`plan(h, w)` with "measured_us": the shortest of `repeats` runs, each step inside the whole network."""
 
     def activations(self, src: NDArray[Any]) -> dict[str, Float32]:
         """Raw layer outputs, (1, h, w, c), of one float32 picture in [-1, 1]: before norm, dropout and tanh."""

@@ -37,7 +37,7 @@ class Executable(Protocol):
 
 class Options(NamedTuple):
     """What the caller of Engine asked for; `isa` forces a room of the CPU's kernels ("" takes the
-    best)."""
+    best); `tune` chooses kernels by timing (tuning.py)."""
 
     precision: str = "auto"
     threads: int | None = None
@@ -45,6 +45,7 @@ class Options(NamedTuple):
     dropout: int | None = None
     size: tuple[int, int] = (256, 256)
     isa: str = ""
+    tune: bool = False
 
 
 class Compile(Protocol):
@@ -77,6 +78,11 @@ def compile_cpu(model: Model, options: Options, release: bool = False) -> Execut
         raise BackendUnavailable(
             "precision='f16' is for GPUs; the cpu back-end computes in 'f32' or 'bf16'"
         )
+    kernels = {}
+    if options.tune:
+        from . import tuning
+
+        kernels = tuning.kernels(model, options)
     executable: Executable = _core.Engine(
         model.layers(options.norm),
         model.core_tensors(options.norm, release=release),
@@ -85,6 +91,7 @@ def compile_cpu(model: Model, options: Options, release: bool = False) -> Execut
         isa=options.isa,
         dropout_seed=options.dropout,
         size=options.size,
+        kernels=kernels,
     )
     return executable
 

@@ -53,6 +53,9 @@ class Engine:
         "running" folds the stored statistics into the weights.
     dropout: None is off; an int from 0 to 2**64 - 1 turns it on, seeded, at the places that the
         model names.
+    tune: choose kernels by timing them on this machine instead of by the cost model: some seconds
+        the first time, then from a file in the user's cache folder. Only for the CPU. The choice
+        decides the last bits of the result.
     size: (height, width) that the first calls will have: memory is laid out and warmed up for it
         now. Any size works later.
 
@@ -75,6 +78,7 @@ class Engine:
         norm: Literal["image", "running"] = "image",
         dropout: int | None = None,
         size: tuple[int, int] | None = None,
+        tune: bool = False,
     ) -> None:
         _one_of("precision", precision, ("auto", "f32", "bf16", "f16"))
         _one_of("norm", norm, ("image", "running"))
@@ -87,7 +91,9 @@ class Engine:
         self._multiple = architecture.multiple
         height, width = self._size = _size_of(size, source)
         self._check_size(height, width, "size")
-        options = backends.Options(precision, threads, norm, dropout, self._size)
+        options = backends.Options(
+            precision, threads, norm, dropout, self._size, tune=tune
+        )
         ours = source is not model  # then its raw weights may go while they are packed
         self._core = chosen.compile(source, options, release=ours)
         self._closed = False

@@ -45,6 +45,7 @@ class CpuModel final : public CompiledModel {
 
   bool run(const ImageView& src, const ImageView& dst, uint64_t frame, Interrupt* interrupt) override;
   std::vector<StepReport> plan(int32_t h, int32_t w) override;
+  std::vector<StepReport> timed(int32_t h, int32_t w, int32_t repeats) override;
   std::vector<Activation> activations(const ImageView& src) override;
   ModelStats stats() const override;
 
@@ -272,6 +273,24 @@ std::vector<StepReport> CpuModel::report(const Plan& plan, const std::vector<dou
 }
 
 std::vector<StepReport> CpuModel::plan(int32_t h, int32_t w) { return report(plan_for(h, w, false), nullptr); }
+
+std::vector<StepReport> CpuModel::timed(int32_t h, int32_t w, int32_t repeats) {
+  Executable executable(network_, layers_, plan_for(h, w, false), threads_);
+  executable.bind(h, w);
+  const int32_t ci = network_.layers.front().ci, co = network_.channels_out();
+  const std::vector<float> grey((size_t)h * w * ci);
+  std::vector<float> picture((size_t)h * w * co);
+  const ImageView src{(char*)grey.data(), PixelType::kF32, 1, h, w, ci, 0, (int64_t)w * ci * 4, (int64_t)ci * 4, 4, -1.0f, 1.0f};
+  const ImageView dst{(char*)picture.data(), PixelType::kF32, 1, h, w, co, 0, (int64_t)w * co * 4, (int64_t)co * 4, 4, -1.0f, 1.0f};
+  ThreadPool pool(threads_);
+  std::vector<double> best, step_us(network_.layers.size());
+  for (int32_t r = 0; r <= repeats; ++r) {  // the first one warms up
+    executable.run(pool, {&src, &dst, 0, 0, seed_.value_or(0), nullptr, true, &step_us});
+    if (r == 1) best = step_us;
+    for (size_t i = 0; i < best.size(); ++i) best[i] = std::min(best[i], step_us[i]);
+  }
+  return report(executable.plan(), &best);
+}
 
 std::vector<Activation> CpuModel::activations(const ImageView& src) {
   Executable executable(network_, layers_, plan_for(src.h, src.w, true), threads_);

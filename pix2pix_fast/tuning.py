@@ -1,0 +1,141 @@
+"""Kernels by timing instead of the cost model: `Engine(..., tune=True)`.
+
+Every algorithm is timed for every layer inside the whole network, where weights come from memory
+and maps from the neighbours' caches; a layer alone in a loop would flatter the greedy ones. A
+kernel replaces the cost model's choice only when it is at least 3 % faster. The result is kept in a
+JSON file per machine, precision, threads, network and size, so that the next Engine (and its bits)
+is the same; `P2P_TUNE_CACHE` names another folder. Timings of a busy machine are bad advice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__, _core
+from .tensorfile import atomic_file
+
+if TYPE_CHECKING:
+    from .backends import Options
+    from .model import Model
+
+log = logging.getLogger("pix2pix_fast")
+
+GAIN = 0.97  # of the cost model's choice
+REPEATS = 10
+Kernels = dict[str, str]
+
+
+def kernels(model: Model, options: Options) -> Kernels:
+    """Layer name -> kernel id where timing beats the cost model; from the cache if it is known."""
+    key = _key(model, options)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder() / f"{name}.json"
+    known = _read(path, key)
+    if known is not None:
+        log.info("tuned kernels from %s", path)
+        return known
+    found = measure(model, options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as stream:
+        stream.write(json.dumps({"key": key, "kernels": found}, indent=1).encode())
+    log.info("tuned kernels written to %s", path)
+    return found
+
+
+def folder() -> Path:
+    """Where results are kept: P2P_TUNE_CACHE, or pix2pix_fast in the user's cache folder."""
+    if os.environ.get("P2P_TUNE_CACHE"):
+        return Path(os.environ["P2P_TUNE_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pix2pix_fast"
+
+
+def measure(model: Model, options: Options) -> Kernels:
+    """The same without the cache. Takes some seconds for each algorithm."""
+    h, w = options.size
+
+    def timed(forced: Kernels) -> dict[str, dict[str, Any]]:
+        engine = _core.Engine(
+            model.layers(options.norm),
+            model.core_tensors(options.norm),
+            precision=_precision(options),
+            threads=options.threads or 0,
+            isa=options.isa,
+            size=(h, w),
+            kernels=forced,
+        )
+        try:
+            return {step["layer"]: step for step in engine.timed(h, w, REPEATS)}
+        finally:
+            engine.close()
+
+    chosen = timed({})
+    best = {layer: step["measured_us"] * GAIN for layer, step in chosen.items()}
+    found: Kernels = {}
+    for forced in _trials(chosen, options):
+        for layer, step in timed(forced).items():
+            if layer in forced and step["measured_us"] < best[layer]:
+                best[layer], found[layer] = step["measured_us"], forced[layer]
+    return found
+
+
+def _trials(chosen: Mapping[str, dict[str, Any]], options: Options) -> list[Kernels]:
+    """One network per algorithm and room, with it in every layer that can have it."""
+    rooms = list(_core.cpu()["runnable"])
+    best = options.isa or _core.cpu()["isa"]
+    runnable = rooms[: rooms.index(best) + 1]
+    trials: dict[tuple[str, str], Kernels] = {}
+    for kernel in _core.kernels():
+        room, name = kernel.split("/")
+        op, algorithm, dtype = name.split("_")
+        if room not in runnable or room == "scalar" or algorithm in ("first", "last"):
+            continue
+        for layer, step in chosen.items():
+            now = step["kernel"].split("/")[1].split("_")
+            fits = (now[0], now[2]) == (op, dtype) and now[1] not in ("first", "last")
+            if fits and kernel != step["kernel"]:
+                trials.setdefault((room, algorithm), {})[layer] = kernel
+    return list(trials.values())
+
+
+def _precision(options: Options) -> str:
+    return "f32" if options.precision == "auto" else options.precision
+
+
+def _key(model: Model, options: Options) -> dict[str, Any]:
+    cpu = _core.cpu()
+    return {
+        "version": __version__,
+        "cpu": cpu["name"],
+        "room": options.isa or cpu["isa"],
+        "precision": _precision(options),
+        "threads": options.threads or cpu["cores"],
+        "size": list(options.size),
+        "layers": [
+            [layer["op"], layer["ci"], layer["co"], layer["skip"]]
+            for layer in model.layers(options.norm)
+        ],
+    }
+
+
+def _read(path: Path, key: dict[str, Any]) -> Kernels | None:
+    """None where there is no result, or one that does not fit: it is measured again then."""
+    try:
+        document = json.loads(path.read_text())
+        if document["key"] != key:
+            return None
+        found = document["kernels"]
+        ids = set(_core.kernels())
+        if all(isinstance(k, str) and v in ids for k, v in found.items()):
+            return dict(found)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    log.warning("%s is not a tuning result; measuring again", path)
+    return None
