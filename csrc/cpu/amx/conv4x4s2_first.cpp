@@ -84,7 +84,8 @@ struct TileFirst {
       for (int32_t x = 0; x < p.wo; x += 2 * kRowsOfTile)
         for (int32_t panel = 0; panel < p.co_stored / kColumnsOfTile; panel += 2) {
           const char* w = (const char*)args.weights + panel * panel_bytes;
-          product_2x2<false>(a + x * line, line, window, chunks(p), kTileBytes, w, w + panel_bytes, c);
+          NoEmission none;
+          product_2x2<false>(a + x * line, line, window, chunks(p), kTileBytes, w, w + panel_bytes, c, none);
           emit(p, args, c, (int64_t)(y0 + r) * p.wo + x, p.wo - x, panel * kColumnsOfTile);
         }
     }

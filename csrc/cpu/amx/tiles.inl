@@ -36,6 +36,11 @@ struct Tiles {
   ~Tiles() { _tile_release(); }
 };
 
+struct NoEmission {
+  bool left() const { return false; }
+  void row() {}
+};
+
 // Offsets of the live taps of one output phase.
 struct Taps {
   int32_t count = 0;
@@ -44,9 +49,10 @@ struct Taps {
 
 // Two row tiles by two column tiles: c[row tile][column tile][16][16].
 // kCold: the weights are not in this core's cache yet, so memory is asked for them ahead.
-template <bool kCold>
+// before: the sums of the block before, stored row by row in the shade of this product: the tile unit works on its own.
+template <bool kCold, class Emission>
 inline void product_2x2(const char* a, int64_t step, const Taps& taps, int64_t chunks, int64_t chunk_bytes, const char* b0,
-                        const char* b1, float* c) {
+                        const char* b1, float* c, Emission& before) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -68,6 +74,7 @@ inline void product_2x2(const char* a, int64_t step, const Taps& taps, int64_t c
       _tile_loadd(5, x + next, step);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
+      if (before.left()) before.row();
     }
   _tile_stored(0, c, 64);
   _tile_stored(1, c + 256, 64);
@@ -213,7 +220,7 @@ struct TileConvolution {
     g->read_bytes = (int64_t)live * k * p.co_stored * 2;
     g->shared_bytes = align64(f.bytes());
     g->shared_read_bytes = g->shared_bytes * cut.units;
-    g->scratch_bytes = kStreamTiles * kTileBytes;
+    g->scratch_bytes = 8 * kTileBytes;  // two blocks of 2 x 2, or kStreamTiles
     g->macs = (int64_t)live * f.tiles * kRowsOfTile * k * p.co_stored;
   }
 
@@ -283,7 +290,8 @@ struct TileConvolution {
     product_stream_of(f.tiles, (const char*)args.shared, f.step, live_taps(p, f, phase), f.chunks, kChunkBytes,
                       panel_weights(args, f, panel, phase), c);
     Statistics statistics;
-    emit<1>(p, args, f, c, 0, f.tiles * kRowsOfTile, panel * kColumnsOfTile, phase, &statistics);
+    Emission<1> emission(p, args, f, c, 0, f.tiles * kRowsOfTile, panel * kColumnsOfTile, phase, &statistics);
+    while (emission.left()) emission.row();
     if (args.stats) statistics.write(stats_of(p, args, phase, panel * kColumnsOfTile), p.co_stored);
   }
 
@@ -292,15 +300,20 @@ struct TileConvolution {
                     int32_t panel_pair, int32_t phase, float* c) {
     const Taps taps = live_taps(p, f, phase);
     const int32_t channel = panel_pair * 2 * kColumnsOfTile;
+    const char* b0 = panel_weights(args, f, 2 * panel_pair, phase);
+    const char* b1 = panel_weights(args, f, 2 * panel_pair + 1, phase);
     Statistics statistics[2];
+    Emission<2> before(p, args, f, c, 0, 0, channel, phase, statistics);  // nothing yet
     for (int32_t pair = first; pair < first + pairs && 2 * pair < f.tiles; ++pair) {
       const int32_t row = pair * 2 * kRowsOfTile;
-      const auto product = pair == first ? product_2x2<true> : product_2x2<false>;
-      product((const char*)args.shared + row * f.step, f.step, taps, f.chunks, kChunkBytes,
-              panel_weights(args, f, 2 * panel_pair, phase), panel_weights(args, f, 2 * panel_pair + 1, phase), c);
-      for (int tile = 0; tile < 2; ++tile)
-        emit<2>(p, args, f, c + 2 * tile * 256, row + tile * kRowsOfTile, kRowsOfTile, channel, phase, statistics);
+      float* here = c + (pair % 2) * 1024;
+      const char* a = (const char*)args.shared + row * f.step;
+      if (pair == first) product_2x2<true>(a, f.step, taps, f.chunks, kChunkBytes, b0, b1, here, before);
+      else product_2x2<false>(a, f.step, taps, f.chunks, kChunkBytes, b0, b1, here, before);
+      while (before.left()) before.row();
+      before = Emission<2>(p, args, f, here, row, 2 * kRowsOfTile, channel, phase, statistics);
     }
+    while (before.left()) before.row();
     if (args.stats)
       for (int half = 0; half < 2; ++half)
         statistics[half].write(stats_of(p, args, group * kPhases + phase, channel + half * kColumnsOfTile), p.co_stored);
@@ -310,26 +323,45 @@ struct TileConvolution {
     return args.stats + (int64_t)stat_block * 3 * p.co_stored + channel;
   }
 
-  // Flat rows [first, first + count) of neighbouring column tiles (256 floats apart): bias, statistics, store.
+  // Flat rows [first, first + count) of C, one at a time: bias, statistics, store. Tiles lie [row tile][kVecs][16][16].
   template <int kVecs>
-  static void emit(const Problem& p, const Args& args, const Layout& f, const float* c, int32_t first, int32_t count,
-                   int32_t channel, int32_t phase, Statistics* statistics) {
+  struct Emission {
+    const Problem* p;
+    const Args* args;
+    const Layout* f;
+    const float* c;
+    Statistics* statistics;
+    int32_t next, end, x, y, in_tile = 0, channel, phase;
     Vec bias[kVecs];
-    for (int v = 0; v < kVecs; ++v) bias[v] = args.bias ? load(args.bias + channel + v * kWidth) : zero();
-    const int32_t end = first + count < f.rows ? first + count : f.rows;
-    int32_t y = first / f.line, x = first % f.line;
-    for (int32_t row = first; row < end; ++row, c += kColumnsOfTile, ++x) {
-      if (x == f.line) {
+
+    Emission(const Problem& problem, const Args& arguments, const Layout& layout, const float* sums, int32_t first,
+             int32_t count, int32_t channel, int32_t phase, Statistics* statistics)
+        : p(&problem), args(&arguments), f(&layout), c(sums), statistics(statistics), next(first),
+          end(first + count < layout.rows ? first + count : layout.rows), x(first % layout.line), y(first / layout.line),
+          channel(channel), phase(phase) {
+      for (int v = 0; v < kVecs; ++v) bias[v] = args->bias ? load(args->bias + channel + v * kWidth) : zero();
+    }
+    bool left() const { return next < end; }
+    inline void row() {
+      if (x < f->valid) {
+        const int64_t pixel =
+            kDown ? (int64_t)y * p->wo + x : (int64_t)(2 * y + phase / 2) * p->wo + 2 * x + phase % 2;
+        for (int v = 0; v < kVecs; ++v) {
+          const Vec value = add(load(c + v * 256), bias[v]);
+          BF16::store(args->dst, pixel * p->co_stored + channel + v * kWidth, value);
+          if (args->stats) statistics[v].take(value);
+        }
+      }
+      ++next;
+      c += kColumnsOfTile;
+      if (++in_tile == kRowsOfTile) {
+        in_tile = 0;
+        c += (kVecs - 1) * 256;
+      }
+      if (++x == f->line) {
         x = 0;
         ++y;
       }
-      if (x >= f.valid) continue;
-      const int64_t pixel = kDown ? (int64_t)y * p.wo + x : (int64_t)(2 * y + phase / 2) * p.wo + 2 * x + phase % 2;
-      for (int v = 0; v < kVecs; ++v) {
-        const Vec value = add(load(c + v * 256), bias[v]);
-        BF16::store(args.dst, pixel * p.co_stored + channel + v * kWidth, value);
-        if (args.stats) statistics[v].take(value);
-      }
     }
-  }
+  };
 };
