@@ -110,6 +110,7 @@ def _engine_options(verb: Callable[..., Any]) -> Callable[..., Any]:
             "--backend", type=click.Choice(["auto", "cpu", "cuda", "tensorrt"]), default="auto"
         ),
         click.option("--threads", type=click.IntRange(1, 1024), help="Default: all of this CPU."),
+        click.option("--tune", is_flag=True, help="Choose kernels by timing, once per machine."),
     ):
         verb = option(verb)
     return verb
@@ -547,6 +548,36 @@ def _side_by_side(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
         sheet.paste(drawing, (x, y))
         sheet.paste(photo, (x, y + drawing.height + gap))
     return sheet
+
+
+@main.command()
+@click.argument("models", nargs=-1, metavar="[MODEL...]", type=click.Path(exists=True))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--allow-host",
+    "allow_hosts",
+    multiple=True,
+    metavar="NAME[:PORT]",
+    help="Another name by which browsers may ask for it; may be repeated.",
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1, 1 << 26),
+    default=1 << 22,
+    show_default=True,
+    help="Of one frame.",
+)
+@_engine_options
+def serve(models: tuple[str, ...], **options: Any) -> None:
+    """Serve a page to draw on: the picture is translated while the pen moves.
+
+    MODELs are offered on the page; none: the two in the package. Only this machine can reach it
+    unless --host says otherwise (needs `pip install 'pix2pix_fast[web]'`).
+    """
+    from .web import serve
+
+    serve(models, ready=lambda url: click.echo(f"{url}  (Ctrl-C stops)"), **options)
 
 
 @main.command(

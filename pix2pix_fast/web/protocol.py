@@ -1,0 +1,144 @@
+"""What travels over the WebSocket: one binary message per frame, little-endian header first.
+
+    frame    "P2P1" model:u8 form:u8 answer:u8 0:u8 width:u16 height:u16 number:u32       then pixels
+    answer   "P2P1" model:u8 form:u8 0:u16 width:u16 height:u16 number:u32 dropped:u32
+             engine_ms:f32 server_ms:f32                                                  then pixels
+
+form and answer: 0 RGB rows, 1 JPEG, 2 PNG; a frame's answer says which form its answer shall have.
+number is the client's own and comes back unchanged; dropped counts this client's frames that a
+newer one replaced; server_ms is from the frame's arrival to its answer, engine_ms is the part
+inside the engine. Errors are text messages: {"error": "...", "number": N or null}.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from .. import images
+
+MAGIC = b"P2P1"
+FRAME = struct.Struct("<4s4B2HI")  # 16 bytes
+ANSWER = struct.Struct("<4s2B3H2I2f")  # 28 bytes
+RGB, JPEG, PNG = range(3)
+FORMS = ("RGB", "JPEG", "PNG")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame as it came: its header is sound, its pixels have not been looked at."""
+
+    model: int
+    form: int
+    answer: int
+    width: int
+    height: int
+    number: int
+    pixels: bytes = field(repr=False)
+    arrived: float = field(default_factory=time.perf_counter)
+
+
+class BadFrame(ValueError):
+    """A message that is no frame of ours; `number` is the frame's, where it can be known."""
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def parse(message: bytes, models: int, max_pixels: int) -> Frame:
+    """Read a frame's header and check every field of it. Raises BadFrame."""
+    if len(message) < FRAME.size:
+        raise BadFrame(
+            f"frame: expected a header of {FRAME.size} bytes, got {len(message)} bytes in all"
+        )
+    magic, model, form, answer, zero, width, height, number = FRAME.unpack_from(message)
+    if magic != MAGIC:
+        raise BadFrame(f"frame: expected it to begin with {MAGIC.decode()}, got {magic.hex()}")
+    if model >= models:
+        raise BadFrame(f"model: expected 0 to {models - 1}, got {model}", number)
+    for name, value in (("form", form), ("answer", answer)):
+        if value >= len(FORMS):
+            raise BadFrame(f"{name}: expected 0 to {len(FORMS) - 1}, got {value}", number)
+    if zero:
+        raise BadFrame(f"header: expected 0 in its byte 7, got {zero}", number)
+    if not width or not height:
+        raise BadFrame(f"size: expected at least 1 x 1 pixel, got {width} x {height}", number)
+    if width * height > max_pixels:
+        raise BadFrame(
+            f"size: expected at most {max_pixels} pixels, got {width} x {height}; make it smaller",
+            number,
+        )
+    pixels = message[FRAME.size :]
+    if form == RGB and len(pixels) != width * height * 3:
+        raise BadFrame(
+            f"pixels: expected {width * height * 3} bytes for {width} x {height} RGB, "
+            f"got {len(pixels)}",
+            number,
+        )
+    return Frame(model, form, answer, width, height, number, pixels)
+
+
+def decode(frame: Frame) -> np.ndarray:
+    """The pixels (h, w, 3) uint8 of a frame. Raises BadFrame for anything but what its header
+    announces; a picture file's size is compared before it is decoded."""
+    if frame.form == RGB:
+        array = np.frombuffer(frame.pixels, np.uint8)
+        return array.reshape(frame.height, frame.width, 3)
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(frame.pixels), formats=[FORMS[frame.form]]) as header:
+            size = header.size
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's decoders raise nearly anything on damaged files
+        raise BadFrame(
+            f"pixels: expected a {FORMS[frame.form]} file, got something else or a damaged one",
+            frame.number,
+        ) from None
+    if size != (frame.width, frame.height):
+        raise BadFrame(
+            f"pixels: expected {frame.width} x {frame.height} as the header says, "
+            f"got a {FORMS[frame.form]} file of {size[0]} x {size[1]}",
+            frame.number,
+        )
+    try:
+        return np.asarray(images.open_picture(frame.pixels).convert("RGB"))
+    except ValueError as error:
+        text = str(error).removeprefix("image: ")
+        raise BadFrame(f"pixels: {text[:200]}", frame.number) from None
+
+
+def encode(frame: Frame, picture: np.ndarray, engine_ms: float, dropped: int) -> bytes:
+    """The answer to `frame`: picture (h, w, 3) uint8 in the form that it asked for."""
+    height, width = picture.shape[:2]
+    if frame.answer == RGB:
+        pixels: Any = picture.tobytes()
+    else:
+        from PIL import Image
+
+        file = BytesIO()
+        values = {"quality": 92} if frame.answer == JPEG else {"compress_level": 1}
+        Image.fromarray(picture).save(file, FORMS[frame.answer], **values)
+        pixels = file.getvalue()
+    server_ms = (time.perf_counter() - frame.arrived) * 1e3
+    header = ANSWER.pack(
+        MAGIC,
+        frame.model,
+        frame.answer,
+        0,
+        width,
+        height,
+        frame.number,
+        min(dropped, 2**32 - 1),
+        engine_ms,
+        server_ms,
+    )
+    message: bytes = header + pixels
+    return message

@@ -1,0 +1,417 @@
+"""The web server: a page, its sample pictures, and a WebSocket that translates frames.
+
+There are three routes, and all that they can give is in memory before the first request: "/",
+"/samples/NAME" from a fixed table, and "/ws". Nothing that a client sends is written or kept, and
+no path of a request meets the file system. starlette and uvicorn live here only, and are imported
+by the functions that need them. The rules and their reasons: docs/serve.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..engine import Engine
+from ..errors import BackendUnavailable
+from . import protocol
+from .guard import Guard, hosts
+from .turns import Client, Turns
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import ASGIApp
+    from starlette.websockets import WebSocket
+
+log = logging.getLogger("pix2pix_fast")
+
+MAX_MESSAGE = 2 << 20  # bytes of one WebSocket message; beyond it the connection closes with 1009
+MAX_PIXELS = 4 << 20
+MAX_CLIENTS = 64  # WebSockets at once
+MAX_CONNECTIONS = 256  # of any kind; the next one gets 503
+MAX_BAD = 8  # bad messages in a row, then the connection closes with 1008
+IDLE_SECONDS = 10.0  # after this silence a client's place may go to a newcomer, if all are taken
+DEFAULT_MODELS = ("facades_labels2photo.safetensors", "edges2photo.safetensors")
+
+Palette = tuple[tuple[str, str], ...]
+CMP: Palette = (  # the twelve classes of CMP Facades, the ones most drawn with first
+    ("Facade", "#0030ff"),
+    ("Window", "#0080ff"),
+    ("Door", "#00d0ff"),
+    ("Cornice", "#ff5000"),
+    ("Sill", "#22ffdd"),
+    ("Balcony", "#beff40"),
+    ("Blind", "#fff000"),
+    ("Moulding", "#73ff8c"),
+    ("Pillar", "#ff0000"),
+    ("Deco", "#ffa000"),
+    ("Shop", "#b00000"),
+    ("Background", "#0000dd"),
+)
+CITYSCAPES: Palette = (
+    ("Road", "#804080"),
+    ("Pavement", "#f423e8"),
+    ("Building", "#464646"),
+    ("Wall", "#66669c"),
+    ("Fence", "#be9999"),
+    ("Pole", "#999999"),
+    ("Sign", "#dcdc00"),
+    ("Trees", "#6b8e23"),
+    ("Grass", "#98fb98"),
+    ("Sky", "#4682b4"),
+    ("Person", "#dc143c"),
+    ("Car", "#00008e"),
+)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that is ready, and what the page must know of it."""
+
+    engine: Engine
+    about: dict[str, Any]
+    samples: dict[str, bytes] = field(default_factory=dict)  # name -> PNG
+
+
+def serve(
+    models: Sequence[str | os.PathLike[str]] = (),
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    allow_hosts: Iterable[str] = (),
+    max_pixels: int = MAX_PIXELS,
+    ready: Callable[[str], object] = lambda url: None,
+    **options: Any,
+) -> None:
+    """Serve the page until interrupted.
+
+    models: paths of model files, as Engine takes them; none: the two in the package.
+    host, port: the address to listen on; port 0 takes a free one.
+    allow_hosts: further names, NAME or NAME:PORT, by which browsers may ask for the server.
+    max_pixels: of one frame.
+    ready: called with the page's address once it is bound.
+    options: as Engine's.
+
+    Errors: BackendUnavailable when starlette, uvicorn or websockets is missing; OSError when the
+    address cannot be bound; ValueError for wrong arguments; what Engine raises.
+    """
+    check_libraries()
+    if not 1 <= max_pixels <= 1 << 26:
+        raise ValueError(f"max_pixels: expected 1 to {1 << 26}, got {max_pixels}")
+    with ExitStack() as stack:
+        listener = stack.enter_context(_listen(host, port))
+        bound, bound_port = listener.getsockname()[:2]
+        allowed = hosts(bound, bound_port, allow_hosts)
+        served = [stack.enter_context(open_model(path, **options)) for path in models or _own()]
+        app = Guard(application([one.served for one in served], max_pixels), allowed, policy())
+        server = make_server(app)
+        shown = f"[{bound}]" if ":" in bound else bound
+        ready(f"http://{shown}:{bound_port}/")
+        server.run(sockets=[listener])
+
+
+def check_libraries() -> None:
+    """Raises BackendUnavailable, with the cure, if a library of the extra "web" is missing."""
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+        import websockets  # noqa: F401
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"the page needs starlette, uvicorn and websockets ({error}): "
+            "pip install 'pix2pix_fast[web]'"
+        ) from error
+
+
+def make_server(app: ASGIApp) -> uvicorn.Server:
+    """A uvicorn server with our limits; `run(sockets=[...])` serves."""
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="critical",  # what a client does wrong is its own business
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            lifespan="on",
+            ws_max_size=MAX_MESSAGE,
+            ws_max_queue=2,
+            ws_per_message_deflate=False,  # no bombs, and pictures hardly shrink
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=1,
+        )
+    )
+
+
+# Models
+
+
+class open_model:  # noqa: N801 - reads as a verb: `with open_model(path) as one`
+    """An Engine for the page, closed at the end. Raises ValueError for channels that no picture
+    has."""
+
+    def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+        from .. import checkpoints
+        from ..images import refuse_url
+
+        refuse_url("model", os.fsdecode(path))
+        source = checkpoints.read(path)
+        ci, co = source.architecture.in_channels, source.architecture.out_channels
+        if ci not in (1, 3) or co not in (1, 3):
+            raise ValueError(
+                f"model: the page shows pictures of 1 or 3 channels, {Path(path).name} has "
+                f"{ci} in and {co} out"
+            )
+        engine = Engine(source, **options)
+        self.served = Served(engine, *_about(engine, source.card, Path(path).stem))
+
+    def __enter__(self) -> open_model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.served.engine.close()
+
+
+def _own() -> list[Path]:
+    folder = Path(str(files("pix2pix_fast") / "assets"))
+    return [folder / name for name in DEFAULT_MODELS]
+
+
+def _about(
+    engine: Engine, card: dict[str, Any], stem: str
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What the page must know of a model, in plain short values, and its sample pictures."""
+    info = engine.info
+    words = f"{card.get('name', '')} {card.get('task', '')} {stem}".lower()
+    palette: Palette = ()
+    kind = "photo"
+    if re.search(r"labels?\W*(2|to)", words):
+        kind = "labels"
+        palette = CITYSCAPES if "cityscapes" in words else CMP
+    elif re.search(r"(edges?|drawing\b.*)\W*(2|to)", words):
+        kind = "edges"
+    samples: dict[str, bytes] = {}
+    if palette is CMP:
+        folder = files("pix2pix_fast") / "assets" / "pictures"
+        pictures = sorted(folder.iterdir(), key=lambda path: path.name)
+        samples = {path.name: path.read_bytes() for path in pictures if path.name.endswith(".png")}
+    title = str(card.get("task") or card.get("name") or stem)[:80]
+    about = {
+        "title": title[:1].upper() + title[1:],
+        "name": str(card.get("name") or stem)[:80],
+        "kind": kind,
+        "height": info["size"][0],
+        "width": info["size"][1],
+        "palette": [{"name": name, "colour": colour} for name, colour in palette],
+        "samples": list(samples),
+        "engine": f"{info['backend']} {info['isa']}, {info['precision']}, "
+        f"{info['threads']} thread{'s' if info['threads'] != 1 else ''}",
+    }
+    return about, samples
+
+
+# The application
+
+
+def application(served: Sequence[Served], max_pixels: int = MAX_PIXELS) -> ASGIApp:
+    """The three routes over models that are ready; wrap it in a Guard."""
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse, Response
+    from starlette.routing import Route, WebSocketRoute
+
+    page = _page()
+    samples = {name: data for one in served for name, data in one.samples.items()}
+    turns = Turns(lambda frame, dropped: _translate(served[frame.model], frame, dropped))
+    hall = Hall(turns, len(served), max_pixels, _hello(served, max_pixels))
+
+    async def index(request: Request) -> Response:
+        return Response(page, media_type="text/html; charset=utf-8")
+
+    async def sample(request: Request) -> Response:
+        data = samples.get(request.path_params["name"])
+        if data is None:
+            return PlainTextResponse("404 Not Found\n", 404)
+        return Response(data, media_type="image/png")
+
+    async def lost(request: Request, error: Exception) -> Response:
+        return PlainTextResponse("404 Not Found\n", 404)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        line = asyncio.create_task(turns.run())
+        try:
+            yield
+        finally:
+            line.cancel()
+            with suppress(asyncio.CancelledError):
+                await line
+
+    routes = [
+        Route("/", index),
+        Route("/samples/{name}", sample),
+        WebSocketRoute("/ws", hall.talk),
+    ]
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: lost})
+    app.router.redirect_slashes = False
+    return app
+
+
+class Hall:
+    """The clients that are in, and the conversation with each."""
+
+    def __init__(self, turns: Turns, models: int, max_pixels: int, hello: str) -> None:
+        self._turns = turns
+        self._models = models
+        self._max_pixels = max_pixels
+        self._hello = hello
+        self._clients: dict[Client, WebSocket] = {}
+
+    async def talk(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        if not await self._make_room():
+            await websocket.close(1013, "all places are taken; try again later")
+            return
+
+        async def answer(message: bytes | str) -> None:
+            key = "bytes" if isinstance(message, bytes) else "text"
+            await websocket.send({"type": "websocket.send", key: message})
+
+        me = asyncio.current_task()
+        assert me is not None
+        client = Client(answer, me.cancel)
+        self._clients[client] = websocket
+        try:
+            await answer(self._hello)
+            await self._listen(client, websocket)
+        except Exception as error:  # it left in the middle of something
+            log.debug("web: a client left: %r", error)
+        finally:
+            self._turns.remove(client)
+            self._clients.pop(client, None)
+
+    async def _listen(self, client: Client, websocket: WebSocket) -> None:
+        bad = 0
+        while True:
+            message = await websocket.receive()
+            if message["type"] != "websocket.receive":
+                return
+            client.touched = time.monotonic()
+            try:
+                data = message.get("bytes")
+                if data is None:
+                    raise protocol.BadFrame("message: expected a binary frame, got text")
+                self._turns.put(client, protocol.parse(data, self._models, self._max_pixels))
+                bad = 0
+            except protocol.BadFrame as error:
+                bad += 1
+                text = _error(str(error), error.number)
+                await asyncio.wait_for(client.answer(text), 20)
+                if bad >= MAX_BAD:
+                    await websocket.close(1008, f"{bad} bad messages in a row")
+                    return
+
+    async def _make_room(self) -> bool:
+        """Whether a newcomer fits; the longest silent client makes room for him."""
+        if len(self._clients) < MAX_CLIENTS:
+            return True
+        client = min(self._clients, key=lambda client: client.touched)
+        if time.monotonic() - client.touched < IDLE_SECONDS:
+            return False
+        websocket = self._clients.pop(client)
+        self._turns.remove(client)
+        with suppress(Exception):
+            await asyncio.wait_for(websocket.close(1013, "idle; its place was needed"), 1)
+        return True
+
+
+def _hello(served: Sequence[Served], max_pixels: int) -> str:
+    limits = {"message": MAX_MESSAGE, "pixels": max_pixels}
+    return json.dumps({"models": [one.about for one in served], "limits": limits})
+
+
+def _error(text: str, number: int | None) -> str:
+    return json.dumps({"error": text, "number": number})
+
+
+def _translate(one: Served, frame: protocol.Frame, dropped: int) -> bytes | str:
+    """One frame through its model, in the worker thread; whatever fails becomes a message."""
+    try:
+        picture: Any = protocol.decode(frame)
+        if one.engine.info["in_channels"] == 1:
+            from PIL import Image
+
+            picture = np.asarray(Image.fromarray(picture).convert("L"))
+        start = time.perf_counter()
+        result = one.engine.translate(picture)
+        engine_ms = (time.perf_counter() - start) * 1e3
+        if result.ndim == 2 or result.shape[2] == 1:
+            result = np.repeat(result.reshape(*result.shape[:2], 1), 3, axis=2)
+        return protocol.encode(frame, result, engine_ms, dropped)
+    except (ValueError, TypeError, MemoryError) as error:
+        return _error(str(error) or "not enough memory for this picture", frame.number)
+    except Exception:
+        log.exception("web: a frame failed")
+        return _error("the server failed on this frame; its log says why", frame.number)
+
+
+# The page
+
+
+def _page() -> bytes:
+    return (files("pix2pix_fast.web") / "page.html").read_bytes()
+
+
+def policy() -> str:
+    """The page's Content-Security-Policy: its one script and one style by their digests, and no
+    address but its own."""
+    page = _page()
+
+    def digest(tag: bytes) -> str:
+        parts = re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
+        return " ".join(
+            f"'sha256-{base64.b64encode(hashlib.sha256(part).digest()).decode()}'" for part in parts
+        )
+
+    return (
+        f"default-src 'none'; script-src {digest(b'script')}; style-src {digest(b'style')}; "
+        "img-src 'self' blob: data:; media-src 'self' blob:; "
+        "connect-src 'self' ws://HOST wss://HOST; "
+        "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket on the first address that `host` stands for."""
+    family, _, _, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # a server that stopped a moment ago does not block its port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise OSError(
+            error.errno, f"cannot listen on {host} port {port}: {error.strerror}"
+        ) from None
+    return listener
