@@ -75,7 +75,11 @@ class Web:
 
     def plain(self) -> Any:
         return client.connect(
-            f"ws://{self.host}/ws", origin=f"http://{self.host}", max_size=None, compression=None
+            f"ws://{self.host}/ws",
+            origin=f"http://{self.host}",
+            max_size=None,
+            compression=None,
+            close_timeout=1,
         )
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, Any, bytes]:

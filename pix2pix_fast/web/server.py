@@ -326,6 +326,7 @@ class Hall:
                 await asyncio.wait_for(client.answer(text), 20)
                 if bad >= MAX_BAD:
                     await websocket.close(1008, f"{bad} bad messages in a row")
+                    await asyncio.wait_for(_hear_out(websocket), 1)
                     return
 
     async def _make_room(self) -> bool:
@@ -340,6 +341,12 @@ class Hall:
         with suppress(Exception):
             await asyncio.wait_for(websocket.close(1013, "idle; its place was needed"), 1)
         return True
+
+
+async def _hear_out(websocket: WebSocket) -> None:
+    """Read on until the other side has closed too: unread messages would hide that it did."""
+    while (await websocket.receive())["type"] == "websocket.receive":
+        pass
 
 
 def _hello(served: Sequence[Served], max_pixels: int) -> str:

@@ -1,0 +1,253 @@
+"""The page in a real browser: a stroke is drawn, the picture changes, its latency is shown.
+
+Needs Debian's chromium (`.ci/run` installs it) and skips without. Screenshots stay under out/.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+from pix2pix_fast.web import server  # noqa: E402
+from pix2pix_fast.web.guard import Guard, hosts  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+OUT = Path(__file__).resolve().parents[1] / "out"
+SHOWN = "#stats:not([data-frames='0'])"
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The server with the two models of the package."""
+    with ExitStack() as stack:
+        served = [stack.enter_context(server.open_model(path)).served for path in server._own()]
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        app = Guard(server.application(served), hosts("127.0.0.1", port, ()), server.policy())
+        web = server.make_server(app)
+        thread = threading.Thread(target=web.run, args=([listener],))
+        thread.start()
+        yield f"http://127.0.0.1:{port}/"
+        web.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    fake = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    arguments = ["--no-sandbox", "--disable-dev-shm-usage", *fake]
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The page, its first picture shown; any complaint of the browser fails the test."""
+    options = getattr(request, "param", {"viewport": {"width": 1280, "height": 800}})
+    context = browser.new_context(permissions=["camera"], **options)
+    page = context.new_page()
+    complaints: list[str] = []
+    outside: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: outside.append(request.url))
+    page.goto(address)
+    page.wait_for_selector(SHOWN, timeout=20_000)
+    yield page
+    context.close()
+    assert complaints == []
+    assert [url for url in outside if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def pixels(page: Any, canvas: str) -> np.ndarray:
+    """(h, w, 4) uint8 of a canvas."""
+    width, height, data = page.evaluate(
+        f"""(() => {{ const c = document.getElementById("{canvas}");
+        return [c.width, c.height, [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]];
+        }})()"""
+    )
+    return np.array(data, np.uint8).reshape(height, width, 4)
+
+
+def frames(page: Any) -> int:
+    return int(page.get_attribute("#stats", "data-frames"))
+
+
+def settled(page: Any, beyond: int) -> None:
+    """Wait until a frame after the first `beyond` ones is shown and no more are coming."""
+    end = time.monotonic() + 20
+    last = -1
+    while time.monotonic() < end:
+        count = frames(page)
+        if count > beyond and count == last:
+            return
+        last = count
+        page.wait_for_timeout(150)
+    raise AssertionError("no new picture came")
+
+
+def stroke(page: Any, start: tuple[float, float], end: tuple[float, float], steps: int) -> None:
+    box = page.locator("#ink").bounding_box()
+    places = np.linspace(start, end, steps) * (box["width"], box["height"]) + (box["x"], box["y"])
+    page.mouse.move(*map(float, places[0]))
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*map(float, place))
+    page.mouse.up()
+
+
+def keep(page: Any, name: str) -> None:
+    OUT.mkdir(exist_ok=True)
+    page.screenshot(path=str(OUT / name))
+
+
+def test_a_stroke_changes_the_picture_and_its_latency_is_shown(page: Any) -> None:
+    settled(page, 0)
+    drawing, picture, count = pixels(page, "ink"), pixels(page, "picture"), frames(page)
+    page.click("#inks button:has-text('Shop')")
+    stroke(page, (0.2, 0.5), (0.8, 0.7), 60)
+    settled(page, count)
+    assert frames(page) > count + 3  # while the pen moved, not only at its end
+    after = pixels(page, "ink")
+    changed = (drawing != after).any(axis=2)
+    assert (after[changed] == (176, 0, 0, 255)).all()  # the label's own colour, nothing between
+    assert changed.sum() > 800
+    assert (np.abs(picture.astype(int) - pixels(page, "picture")) > 16).any(axis=2).sum() > 800
+    for name in ("engine", "latency", "rate"):
+        assert float(page.inner_text(f"#{name}")) > 0
+    p50 = float(page.get_attribute("#stats", "data-p50"))
+    print(
+        f"stroke to picture p50 {p50} ms, engine {page.get_attribute('#stats', 'data-engine')} ms"
+    )
+    keep(page, "page.png")
+    page.keyboard.press("Control+z")
+    settled(page, frames(page) - 1)
+    assert (pixels(page, "ink") == drawing).all()
+    page.keyboard.press("Control+Shift+z")
+    assert (pixels(page, "ink") == after).all()
+
+
+def test_every_tool_by_keyboard(page: Any) -> None:
+    settled(page, 0)
+    page.focus("#ink")
+    page.keyboard.press("Delete")
+    paper = (0, 0, 221)
+    assert (pixels(page, "ink")[..., :3] == paper).all()
+    page.keyboard.press("1")
+    page.keyboard.press("r")
+    page.keyboard.press("Space")
+    for _ in range(3):
+        page.keyboard.press("Shift+ArrowRight")
+        page.keyboard.press("Shift+ArrowDown")
+    page.keyboard.press("Space")
+    box = (pixels(page, "ink")[..., :3] == (0, 48, 255)).all(axis=2)
+    assert box.sum() == 48 * 48 and box[128:176, 128:176].all()
+    page.keyboard.press("f")
+    page.keyboard.press("3")
+    page.keyboard.press("ArrowUp")
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Space")
+    inside = pixels(page, "ink")[..., :3]
+    assert (inside[150, 150] == (0, 208, 255)).all() and (inside[5, 5] == paper).all()
+    page.keyboard.press("e")
+    page.keyboard.press("Space")
+    page.keyboard.press("Space")
+    assert (pixels(page, "ink")[..., :3] == paper).all(axis=2)[155:170, 155:170].any()
+    assert page.get_attribute("[data-tool=eraser]", "aria-pressed") == "true"
+    for _ in range(4):
+        page.keyboard.press("Control+z")
+    assert (pixels(page, "ink")[..., :3] == paper).all()
+    page.keyboard.press("c")
+    assert page.is_visible("#cut")
+    page.keyboard.press("?")
+    assert page.is_visible("#help")
+    keep(page, "page_help.png")
+    page.keyboard.press("Escape")
+
+
+def test_everything_has_a_name(page: Any) -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "model"
+    nameless = page.evaluate(
+        """[...document.querySelectorAll("button, input:not([type=file]), select, canvas[tabindex]")]
+        .filter((one) => one.checkVisibility() && !(one.ariaLabel || one.textContent.trim() || one.labels?.length))
+        .map((one) => one.outerHTML)"""
+    )
+    assert nameless == []
+
+
+@pytest.mark.parametrize(
+    "page",
+    [{"viewport": {"width": 390, "height": 844}, "has_touch": True, "color_scheme": "dark"}],
+    indirect=True,
+)
+def test_a_phone_and_the_other_model(page: Any, tmp_path: Path) -> None:
+    page.select_option("#model", "1")
+    settled(page, frames(page))
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    for canvas in ("#ink", "#picture"):  # both are in view at once
+        box = page.locator(canvas).bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 844 and box["width"] >= 220
+    shoe, count = pixels(page, "picture"), frames(page)
+    page.click("#samples button:has-text('Handbag')", force=True)
+    settled(page, count)
+    assert (shoe != pixels(page, "picture")).any()
+    keep(page, "page_phone.png")
+    photo = np.full((300, 400, 3), 230, np.uint8)
+    photo[80:220, 120:280] = (40, 60, 160)
+    Image.fromarray(photo).save(tmp_path / "photo.jpg")
+    page.set_input_files("#file", str(tmp_path / "photo.jpg"))
+    settled(page, count)
+    lines = pixels(page, "ink")[..., 0]
+    assert set(np.unique(lines)) == {0, 255} and 200 < (lines == 0).sum() < 4000  # its outline
+    with page.expect_download() as download:
+        page.click("#save")
+    saved = np.asarray(Image.open(download.value.path()))
+    assert download.value.suggested_filename == "edges2photo.png"
+    assert (saved[..., :3] == pixels(page, "picture")[..., :3]).all()
+
+
+def test_the_camera_keeps_the_picture_moving(page: Any) -> None:
+    page.select_option("#model", "1")
+    settled(page, frames(page))
+    page.click("#camera")  # Chromium's own moving test picture
+    end = time.monotonic() + 20
+    start = frames(page)
+    while frames(page) < start + 20 and time.monotonic() < end:
+        page.wait_for_timeout(100)
+    assert frames(page) >= start + 20
+    assert page.inner_text("#latency-name") == "Camera to picture"
+    keep(page, "page_camera.png")
+    page.click("#camera")
+    assert page.inner_text("#latency-name") == "Stroke to picture"
+
+
+def test_two_pages_at_once(page: Any, address: str) -> None:
+    other = page.context.new_page()
+    other.goto(address)
+    other.wait_for_selector(SHOWN)
+    for one in (page, other, page, other):
+        count = frames(one)
+        stroke(one, (0.3, 0.3), (0.6, 0.8), 30)
+        settled(one, count)
