@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .errors import BackendUnavailable
-from .tensorfile import atomic_file
+from .tensorfile import atomic_file, from_float32
 
 if TYPE_CHECKING:
     from .model import Model
@@ -43,8 +43,8 @@ def to_onnx(
     fused_norm: each norm as ONNX's InstanceNormalization, which means the same and which some
         runtimes have a faster kernel for.
 
-    Raises BackendUnavailable without the onnx package, ModelFormatError for an unsound model,
-    ValueError for a wrong option, OSError from the disk.
+    Raises BackendUnavailable without the onnx package, ModelFormatError for an unsound model or
+    weights that float16 cannot hold, ValueError for a wrong option, OSError from the disk.
     """
     for name, value, allowed in (
         ("pixels", pixels, ("float", "uint8")),
@@ -201,7 +201,8 @@ class _Graph:
         value = self.tensors[f"{name}.weight"]
         if self.weights == "f32":
             return self.constant(f"{name}.weight", value)
-        stored = self.constant(f"{name}.weight.f16", value, np.float16)
+        half = from_float32(value, "F16", f"model: tensor '{name}.weight'")
+        stored = self.constant(f"{name}.weight.f16", half, np.float16)
         return self.node("Cast", [stored], f"{name}.weight", to=self.onnx.TensorProto.FLOAT)
 
     def norm(self, x: str, name: str, channels: int, eps: float) -> str:
