@@ -29,6 +29,7 @@ from pix2pix_fast.web.guard import Guard, hosts  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OUT = Path(__file__).resolve().parents[1] / "out"
+ELSEWHERE = "studio.local"  # a name that is not the loopback's, for the browser
 SHOWN = "#stats:not([data-frames='0'])"
 
 pytestmark = pytest.mark.skipif(
@@ -43,7 +44,9 @@ def address() -> Iterator[str]:
         served = [stack.enter_context(server.open_model(path)).served for path in server._own()]
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        app = Guard(server.application(served), hosts("127.0.0.1", port, ()), server.policy())
+        app = Guard(
+            server.application(served), hosts("127.0.0.1", port, [ELSEWHERE]), server.policy()
+        )
         web = server.make_server(app)
         thread = threading.Thread(target=web.run, args=([listener],))
         thread.start()
@@ -55,7 +58,8 @@ def address() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     fake = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    arguments = ["--no-sandbox", "--disable-dev-shm-usage", *fake]
+    names = f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"
+    arguments = ["--no-sandbox", "--disable-dev-shm-usage", names, *fake]
     with playwright.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield browser
@@ -258,3 +262,25 @@ def test_two_pages_both_keep_moving(page: Any, browser: Any, address: str) -> No
             break
     context.close()
     assert min(moved) >= 20, moved
+
+
+def test_from_another_machine_picture_files_travel(browser: Any, address: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    received: list[int] = []
+    page.on(
+        "websocket",
+        lambda talk: talk.on("framereceived", lambda data: received.append(len(data))),
+    )
+    page.goto(address.replace("127.0.0.1", ELSEWHERE))
+    page.wait_for_selector(SHOWN, timeout=20_000)
+    settled(page, 0)
+    before, count = pixels(page, "picture"), frames(page)
+    stroke(page, (0.2, 0.4), (0.8, 0.6), 30)
+    settled(page, count)
+    assert (before != pixels(page, "picture")).any()
+    assert len(received) > 2 and max(received[1:]) < 60_000  # raw pixels would be 196 636 bytes
+    page.click("#camera")  # which browsers refuse here
+    page.wait_for_selector("#note:not([hidden])")
+    assert "over https" in page.inner_text("#note")
+    context.close()
