@@ -564,9 +564,9 @@ def _side_by_side(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
 @click.option(
     "--max-pixels",
     type=click.IntRange(1, 1 << 26),
-    default=1 << 22,
+    default=1 << 20,
     show_default=True,
-    help="Of one frame.",
+    help="Of one frame, padding included.",
 )
 @_engine_options
 def serve(models: tuple[str, ...], **options: Any) -> None:

@@ -206,8 +206,10 @@ def test_everything_has_a_name(page: Any) -> None:
     indirect=True,
 )
 def test_a_phone_and_the_other_model(page: Any, tmp_path: Path) -> None:
+    settled(page, 0)
+    count = frames(page)
     page.select_option("#model", "1")
-    settled(page, frames(page))
+    settled(page, count)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     for canvas in ("#ink", "#picture"):  # both are in view at once
         box = page.locator(canvas).bounding_box()
@@ -232,8 +234,10 @@ def test_a_phone_and_the_other_model(page: Any, tmp_path: Path) -> None:
 
 
 def test_the_camera_keeps_the_picture_moving(page: Any) -> None:
+    settled(page, 0)
+    count = frames(page)
     page.select_option("#model", "1")
-    settled(page, frames(page))
+    settled(page, count)
     page.click("#camera")  # Chromium's own moving test picture
     end = time.monotonic() + 20
     start = frames(page)

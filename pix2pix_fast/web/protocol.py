@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -27,6 +28,7 @@ FRAME = struct.Struct("<4s4B2HI")  # 16 bytes
 ANSWER = struct.Struct("<4s2B3H2I2f")  # 28 bytes
 RGB, JPEG, PNG = range(3)
 FORMS = ("RGB", "JPEG", "PNG")
+MAX_SIDE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,12 @@ class BadFrame(ValueError):
         self.number = number
 
 
-def parse(message: bytes, models: int, max_pixels: int) -> Frame:
-    """Read a frame's header and check every field of it. Raises BadFrame."""
+def parse(message: bytes, multiples: Sequence[int], max_pixels: int) -> Frame:
+    """Read a frame's header and check every field of it. Raises BadFrame.
+
+    multiples: of each model, what its sizes are padded to; max_pixels counts the padding, which is
+    what costs time and memory.
+    """
     if len(message) < FRAME.size:
         raise BadFrame(
             f"frame: expected a header of {FRAME.size} bytes, got {len(message)} bytes in all"
@@ -60,8 +66,8 @@ def parse(message: bytes, models: int, max_pixels: int) -> Frame:
     magic, model, form, answer, zero, width, height, number = FRAME.unpack_from(message)
     if magic != MAGIC:
         raise BadFrame(f"frame: expected it to begin with {MAGIC.decode()}, got {magic.hex()}")
-    if model >= models:
-        raise BadFrame(f"model: expected 0 to {models - 1}, got {model}", number)
+    if model >= len(multiples):
+        raise BadFrame(f"model: expected 0 to {len(multiples) - 1}, got {model}", number)
     for name, value in (("form", form), ("answer", answer)):
         if value >= len(FORMS):
             raise BadFrame(f"{name}: expected 0 to {len(FORMS) - 1}, got {value}", number)
@@ -69,9 +75,11 @@ def parse(message: bytes, models: int, max_pixels: int) -> Frame:
         raise BadFrame(f"header: expected 0 in its byte 7, got {zero}", number)
     if not width or not height:
         raise BadFrame(f"size: expected at least 1 x 1 pixel, got {width} x {height}", number)
-    if width * height > max_pixels:
+    wide, high = (-(-side // multiples[model]) * multiples[model] for side in (width, height))
+    if max(width, height) > MAX_SIDE or wide * high > max_pixels:
         raise BadFrame(
-            f"size: expected at most {max_pixels} pixels, got {width} x {height}; make it smaller",
+            f"size: expected at most {max_pixels} pixels and {MAX_SIDE} a side, got "
+            f"{width} x {height}, padded to {wide} x {high} for this model; make it smaller",
             number,
         )
     pixels = message[FRAME.size :]

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("pix2pix_fast")
 
 MAX_MESSAGE = 2 << 20  # bytes of one WebSocket message; beyond it the connection closes with 1009
-MAX_PIXELS = 4 << 20
+MAX_PIXELS = 1 << 20  # of one frame; 4 times as many would cost 300 MB while they last
 MAX_CLIENTS = 64  # WebSockets at once
 MAX_CONNECTIONS = 256  # of any kind; the next one gets 503
 MAX_BAD = 8  # bad messages in a row, then the connection closes with 1008
@@ -104,7 +104,7 @@ def serve(
     models: paths of model files, as Engine takes them; none: the two in the package.
     host, port: the address to listen on; port 0 takes a free one.
     allow_hosts: further names, NAME or NAME:PORT, by which browsers may ask for the server.
-    max_pixels: of one frame.
+    max_pixels: of one frame, padded to the model's multiple.
     ready: called with the page's address once it is bound.
     options: as Engine's.
 
@@ -118,8 +118,16 @@ def serve(
         listener = stack.enter_context(_listen(host, port))
         bound, bound_port = listener.getsockname()[:2]
         allowed = hosts(bound, bound_port, allow_hosts)
-        served = [stack.enter_context(open_model(path, **options)) for path in models or _own()]
-        app = Guard(application([one.served for one in served], max_pixels), allowed, policy())
+        opened = [stack.enter_context(open_model(path, **options)) for path in models or _own()]
+        served = [one.served for one in opened]
+        for one in served:
+            height, width = one.about["height"], one.about["width"]
+            if height * width > max_pixels:
+                raise ValueError(
+                    f"max_pixels: expected at least {height * width} for {one.about['name']}, "
+                    f"whose pictures are {width} x {height}; got {max_pixels}"
+                )
+        app = Guard(application(served, max_pixels), allowed, policy())
         server = make_server(app)
         shown = f"[{bound}]" if ":" in bound else bound
         ready(f"http://{shown}:{bound_port}/")
@@ -240,7 +248,8 @@ def application(served: Sequence[Served], max_pixels: int = MAX_PIXELS) -> ASGIA
     page = _page()
     samples = {name: data for one in served for name, data in one.samples.items()}
     turns = Turns(lambda frame, dropped: _translate(served[frame.model], frame, dropped))
-    hall = Hall(turns, len(served), max_pixels, _hello(served, max_pixels))
+    multiples = [2 ** one.engine.info["depth"] for one in served]
+    hall = Hall(turns, multiples, max_pixels, _hello(served, max_pixels))
 
     async def index(request: Request) -> Response:
         return Response(page, media_type="text/html; charset=utf-8")
@@ -277,9 +286,9 @@ def application(served: Sequence[Served], max_pixels: int = MAX_PIXELS) -> ASGIA
 class Hall:
     """The clients that are in, and the conversation with each."""
 
-    def __init__(self, turns: Turns, models: int, max_pixels: int, hello: str) -> None:
+    def __init__(self, turns: Turns, multiples: Sequence[int], max_pixels: int, hello: str) -> None:
         self._turns = turns
-        self._models = models
+        self._multiples = multiples
         self._max_pixels = max_pixels
         self._hello = hello
         self._clients: dict[Client, WebSocket] = {}
@@ -318,7 +327,7 @@ class Hall:
                 data = message.get("bytes")
                 if data is None:
                     raise protocol.BadFrame("message: expected a binary frame, got text")
-                self._turns.put(client, protocol.parse(data, self._models, self._max_pixels))
+                self._turns.put(client, protocol.parse(data, self._multiples, self._max_pixels))
                 bad = 0
             except protocol.BadFrame as error:
                 bad += 1
