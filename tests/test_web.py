@@ -620,7 +620,7 @@ def test_the_verb_prints_what_is_bound_and_only_that_is(paths: list[str]) -> Non
     command = [sys.executable, "-m", "pix2pix_fast.cli", "serve", paths[0], "--port", "0"]
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env=environment()
+        command, stdout=pipe, stderr=pipe, text=True, env=environment(), cwd="/"
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         try:
