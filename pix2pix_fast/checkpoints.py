@@ -46,8 +46,12 @@ FOREIGN_MAGIC = {
 }
 
 
+RUN_STATE = "last.pt"  # what a folder of train/ always holds
+
+
 def read(path: str | os.PathLike[str]) -> Model:
-    """Read a generator from one of our files, from a foreign one or from a TensorFlow.js folder.
+    """Read a generator from one of our files, a foreign one, a TensorFlow.js folder or a folder of
+    our own training.
 
     Raises ModelFormatError for anything malformed or unsupported; BackendUnavailable when a .pth
     needs torch and there is none; OSError for a file that cannot be read.
@@ -55,6 +59,8 @@ def read(path: str | os.PathLike[str]) -> Model:
     >>> model = read("latest_net_G.pth")                                  # doctest: +SKIP
     """
     where = os.fsdecode(path)
+    if (Path(path) / RUN_STATE).is_file():
+        return _read_run(Path(path))
     if Path(path).is_dir():
         return _told(tfjs.read_tfjs(Path(path) / "model.json", where), where)
     with open_file(path) as stream:
@@ -75,6 +81,20 @@ def read(path: str | os.PathLike[str]) -> Model:
         else:
             raise ModelFormatError(f"{where}: {_what(start)}. Known are: {KNOWN}")
     return load(path)
+
+
+def _read_run(folder: Path) -> Model:
+    """The generator of a training run as it stands (the last saved epoch)."""
+    try:
+        from .train import export, state
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"{folder} is a training run; reading it needs torch: pip install 'pix2pix_fast[train]'"
+        ) from error
+    try:
+        return export.to_model(folder)
+    except (state.StateError, ValueError) as error:
+        raise ModelFormatError(f"{folder}: {error}") from error
 
 
 def convert(

@@ -28,6 +28,7 @@ from .errors import ForkError
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
+    import torch
     from PIL import Image
 
     from .model import Model
@@ -43,7 +44,8 @@ class Engine:
     """A pix2pix generator, packed and warmed up, that translates pictures.
 
     model: path of a model file (ours, or any checkpoint that `checkpoints.read` knows, torch's .pth
-        included), or a Model.
+        included), folder of a training run, a generator as a torch module (ours or junyanz's), or a
+        Model.
     backend: "cpu", "cuda", "tensorrt", or "auto" for the best one that runs here (logged by the
         logger "pix2pix_fast").
     precision: "f32", "bf16" or "f16" arithmetic; "auto" is "f32" on a CPU. A lower one only when
@@ -70,7 +72,7 @@ class Engine:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Model,
+        model: str | os.PathLike[str] | Model | torch.nn.Module,
         *,
         backend: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto",
         precision: Literal["auto", "f32", "bf16", "f16"] = "auto",
@@ -465,8 +467,13 @@ def _model_of(model: Any) -> Model:
         from . import checkpoints
 
         return checkpoints.read(model)
+    if hasattr(model, "state_dict") and hasattr(model, "named_modules"):  # then torch is here
+        from .train import export
+
+        return export.to_model(model)
     raise TypeError(
-        f"model: expected the path of a model file or a Model, got {type(model).__name__}"
+        "model: expected the path of a model file or of a training run, a torch module or a Model, "
+        f"got {type(model).__name__}"
     )
 
 

@@ -92,7 +92,7 @@ def test_engine_arguments(arguments: dict[str, Any], kind: type[Exception], word
 MODELS = [
     (None, TypeError, "model: expected the path ... got NoneType"),
     (b"bytes", TypeError, "model: expected the path ... got bytes"),
-    (torch.nn.Conv2d(1, 1, 1), TypeError, "model: expected the path ... got Conv2d"),
+    (torch.nn.Conv2d(1, 1, 1), ModelFormatError, "Conv2d.pth: has the tensors of no network"),
     ("https://host/model.safetensors", ValueError, "model: expected a local file ... URL"),
     (Path("https://host/model.pth"), ValueError, "model: expected a local file ... URL"),
     ("no/such/file.safetensors", FileNotFoundError, "no/such/file.safetensors"),

@@ -12,6 +12,7 @@ from pix2pix_fast.train import export, junyanz, recipes, state
 from pix2pix_fast.train.networks import NORMS, ResNet, UNet, image_twin, init_weights
 from pix2pix_fast.train.train import Trainer
 
+from pix2pix_fast import Engine, ModelFormatError
 from pix2pix_fast import model as model_file
 
 
@@ -96,6 +97,23 @@ def test_the_engine_draws_what_pytorch_draws(run, tmp_path):
         y = UNet.from_model(model).translate(x)[0]
     expected = ((y + 1) * 127.5).round().permute(1, 2, 0).numpy()
     assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_the_engine_takes_a_run_and_a_module(run, tmp_path):
+    folder, trainer = run
+    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    with Engine(trainer.g) as of_module, Engine(folder) as of_run:
+        assert np.array_equal(of_module.translate(picture), of_run.translate(picture))
+        got = of_module.translate(picture).astype(int)
+    x = torch.from_numpy(picture.transpose(2, 0, 1) / 127.5 - 1).float()[None]
+    with torch.no_grad():
+        want = ((image_twin(trainer.g)(x)[0] + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert abs(got - want).max() <= 1
+    (tmp_path / "last.pt").write_bytes(b"damaged")
+    with pytest.raises(ModelFormatError, match="damaged"):
+        Engine(tmp_path)
+    with pytest.raises(ValueError, match="the engine runs U-Nets"):
+        Engine(ResNet(ngf=4, blocks=6))
 
 
 def test_a_disagreement_removes_the_file(run, tmp_path, monkeypatch):
