@@ -1,0 +1,132 @@
+"""The house's own rules: what a room may include and export, the stub against the module, and who may
+import what."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny import child
+
+import pix2pix_fast
+from pix2pix_fast import _core
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+ROOMS = ("scalar", "avx2", "avx512", "avx512bf16", "amx")
+PACKAGE = ROOT / "pix2pix_fast"
+
+needs_sources = pytest.mark.skipif(not CSRC.is_dir(), reason="no sources beside the tests")
+
+
+@needs_sources
+def test_rooms_include_nothing_that_could_leak() -> None:
+    allowed = re.compile(
+        r"<(immintrin|stddef|stdint)\.h>|\"\.\./kernels\.h\"|\"\.\./body/\w+\.inl\"|"
+        r"\"(vec\.h|common\.inl|tiles\.inl)\"|\"\.\./avx512(bf16)?/vec\.h\""
+    )
+    for room in ROOMS:
+        for path in (CSRC / "cpu" / room).iterdir():
+            for found in re.findall(r'#include\s+(<[^>]+>|"[^"]+")', path.read_text()):
+                assert allowed.fullmatch(found), f"{path.name} includes {found}"
+    for path in (CSRC / "cpu" / "body").iterdir():
+        assert "#include" not in path.read_text(), f"{path.name} is included inside a namespace"
+
+
+@needs_sources
+def test_room_flags_stay_in_their_rooms() -> None:
+    text = (ROOT / "CMakeLists.txt").read_text()
+    for line in text.splitlines():
+        if "-mavx" in line or "-mamx" in line:
+            room = "p2p_room(" in line or line.strip().startswith("set(avx512")
+            assert room or "check_cxx_compiler_flag" in line, line
+    assert "INTERPROCEDURAL_OPTIMIZATION" not in text and "-flto" not in text
+
+
+def test_rooms_export_only_their_tables() -> None:
+    """Weak symbols of a room would be shared with code that every CPU runs."""
+    try:
+        done = subprocess.run(
+            ["nm", "-C", "--defined-only", str(_core.__file__)], capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        pytest.skip("nm is not installed")
+    lines = done.stdout.splitlines()
+    if not any("p2p::cpu::avx2::" in line for line in lines):
+        pytest.skip("the module has no symbol table or no such rooms")
+    for line in lines:
+        kind, _, name = line[17:].partition(" ")
+        room = re.match(r"p2p::cpu::(scalar|avx2|avx512|avx512bf16|amx)::", name)
+        assert not (room and kind in "WVuw"), f"weak symbol {name}"
+
+
+def test_the_stub_names_what_the_module_has() -> None:
+    tree = ast.parse((Path(pix2pix_fast.__file__).parent / "_core.pyi").read_text())
+    stub = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    module = {n for n in dir(_core) if not n.startswith("_")}
+    assert set(stub) == module
+    for name, node in stub.items():
+        if isinstance(node, ast.FunctionDef):
+            check_signature(node, getattr(_core, name).__doc__)
+            continue
+        methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef)}
+        assert set(methods) - {"__init__"} == {n for n in dir(_core.Engine) if n[0] != "_"}
+        for method, function in methods.items():
+            check_signature(function, getattr(_core.Engine, method).__doc__)
+
+
+def check_signature(node: ast.FunctionDef, doc: str | None) -> None:
+    """pybind11 writes the signature into the first line of the docstring."""
+    names = [a.arg for a in node.args.args + node.args.kwonlyargs if a.arg != "self"]
+    signature = (doc or "").split("\n")[0]
+    for name in names:
+        assert re.search(rf"\b{name}: ", signature), f"{node.name}: {name} is not in {signature}"
+    shown = [n for n in re.findall(r"(\w+): ", signature) if n != "self"]
+    assert len(shown) >= len(names)
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = (
+        "import sys, pix2pix_fast; "
+        "print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    loaded = set(child(code).split())
+    heavy = {"torch", "PIL", "click", "rich", "onnx", "av", "starlette", "safetensors", "tensorrt"}
+    assert not loaded & heavy
+
+
+# One owner per foreign library (house rule 9); the loader of .pth files owns torch.
+OWNERS = {
+    "torch": {"checkpoints.py", "engine.py", "images.py", "tensorrt.py", "tensorrt_run.py"},
+    "onnx": {"onnx_export.py"},
+    "click": {"cli.py"},
+    "rich": {"cli.py", "live.py"},
+    "av": {"video.py", "live.py"},
+    "starlette": {"server.py", "guard.py", "protocol.py"},  # the folder web/
+    "uvicorn": {"server.py"},
+    "pybind11": set(),
+}
+
+
+@needs_sources
+def test_foreign_libraries_have_one_owner() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names = [node.module]
+            for name in names:
+                owners = OWNERS.get(name.split(".")[0])
+                assert owners is None or path.name in owners, f"{path.name} imports {name}"
+
+
+@needs_sources
+def test_only_the_door_knows_pybind11() -> None:
+    for path in CSRC.rglob("*"):
+        if path.is_file() and path.name != "bindings.cpp":
+            assert "pybind11" not in path.read_text(), path

@@ -1,0 +1,117 @@
+"""What a plan says it will do, the rooms that the environment asks for, and forced kernels."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import child, environment, tiny_model
+
+from pix2pix_fast import _core
+
+MODEL = tiny_model(depth=5, ngf=16)
+
+
+def engine(**options: Any) -> Any:
+    return _core.Engine(MODEL.layers("image"), MODEL.core_tensors("image"), **options)
+
+
+def test_the_steps_are_the_layers_and_their_shapes_chain() -> None:
+    steps = engine().plan(100, 70)  # padded to 128 x 96
+    layers = MODEL.layers("image")
+    assert [s["layer"] for s in steps] == [layer["name"] for layer in layers]
+    assert (steps[0]["hi"], steps[0]["wi"]) == (128, 96)
+    assert (steps[-1]["ho"], steps[-1]["wo"]) == (128, 96)
+    for before, step, layer in zip([None, *steps], steps, layers, strict=False):
+        assert (step["ci"], step["co"]) == (layer["ci"], layer["co"])
+        down = layer["op"] == "conv4x4s2"
+        assert step["ho"] * (2 if down else 1) == step["hi"] * (1 if down else 2)
+        if before is not None:
+            assert (step["hi"], step["wi"]) == (before["ho"], before["wo"])
+        taps = step["ho"] * step["wo"] * (16 if down else 4)
+        assert step["direct_macs"] == taps * step["ci"] * step["co"]
+        assert step["weight_bytes"] > 0 and step["macs"] > 0 and step["estimate_us"] > 0
+        assert step["measured_us"] == 0
+
+
+def test_the_plan_does_not_depend_on_threads() -> None:
+    plans = [engine(threads=n).plan(256, 256) for n in (1, 2, 7)]
+    assert plans[0] == plans[1] == plans[2]
+
+
+def test_forced_kernels_run_or_are_refused() -> None:
+    forced = {"e3": "scalar/conv4x4s2_direct_f32", "d2": "scalar/deconv4x4s2_direct_f32"}
+    steps = {s["layer"]: s["kernel"] for s in engine(kernels=forced).plan(64, 64)}
+    assert steps.items() >= forced.items()
+    for kernels, words in (
+        ({"e3": "scalar/deconv4x4s2_direct_f32"}, "'e3' cannot use"),
+        ({"e3": "nowhere/conv4x4s2_direct_f32"}, "unknown kernel"),
+        ({"e9": "scalar/conv4x4s2_direct_f32"}, "no layer 'e9'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            engine(kernels=kernels)
+
+
+@pytest.mark.parametrize("room", _core.cpu()["runnable"])
+def test_the_forced_room_is_the_one_that_runs(room: str) -> None:
+    code = """
+import numpy as np
+from tiny import tiny_model
+from pix2pix_fast import _core
+m = tiny_model(depth=4, ngf=16)
+e = _core.Engine(m.layers("image"), m.core_tensors("image"), size=(64, 64))
+e.run(np.zeros((1, 64, 64, 3), np.uint8), np.empty((1, 64, 64, 3), np.uint8))
+print(e.stats()["isa"], *{s["kernel"].split("/")[0] for s in e.plan(64, 64)})
+"""
+    ran, *rooms = child(code, P2P_ISA=room).split()
+    order = list(_core.cpu()["runnable"])
+    assert ran == room
+    assert all(order.index(r) <= order.index(room) for r in rooms)
+    # float32 kernels stop at avx512
+    assert min(room, "avx512", key=order.index) in rooms if "avx512" in order else room in rooms
+
+
+def test_unknown_and_impossible_rooms_are_refused() -> None:
+    code = "import pix2pix_fast._core as c; c.cpu()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment(P2P_ISA="sse9"),
+        cwd="/",
+        check=False,
+    )
+    assert done.returncode != 0 and "unknown instruction set 'sse9' in P2P_ISA" in done.stderr
+    with pytest.raises(ValueError, match="expected scalar, avx2"):
+        engine(isa="neon9")
+
+
+def test_the_trace_tells_every_step(capfd: pytest.CaptureFixture[str]) -> None:
+    code = """
+import numpy as np
+from tiny import tiny_model
+from pix2pix_fast import Engine
+Engine(tiny_model(depth=3)).translate(np.zeros((32, 32, 3), np.uint8))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment(P2P_TRACE="1"),
+        cwd="/",
+        check=True,
+    )
+    text = done.stderr
+    assert "GFLOP/s" in text and "floor" in text
+    assert all(f"\n{name} " in text for name in ("e1", "e2", "e3", "d1", "d2", "d3", "    "))
+
+
+def test_timed_steps_cost_something() -> None:
+    steps = engine(size=(64, 64)).timed(64, 64, 3)
+    assert all(0 < s["measured_us"] < 1e6 for s in steps)
+    with pytest.raises(ValueError, match="repeats"):
+        engine().timed(64, 64, 0)
+    assert np.isfinite([s["estimate_us"] for s in steps]).all()
