@@ -153,7 +153,7 @@ def test_direct_kernels_lose_at_most_twice_what_pytorch_loses() -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [(256, 256), (512, 256), (300, 200), (1, 1), (5, 3), (1, 40), (700, 1100)], ids=str
+    "size", [(256, 256), (512, 256), (300, 200), (1, 1), (2, 2), (5, 3), (1, 40), (700, 1100)], ids=str
 )
 def test_every_size_is_reflected_and_kept(size: tuple[int, int]) -> None:
     model = random_model(replace(BASE, depth=8 if max(size) <= 512 else 5, ngf=4), seed=5)
@@ -161,11 +161,10 @@ def test_every_size_is_reflected_and_kept(size: tuple[int, int]) -> None:
     got = run(core(model, size), x, 3)
     assert got.shape == (1, *size, 3)
     want = exact(model, x)
-    with torch.no_grad():
-        t = UNet.from_model(model).translate(torch.from_numpy(x.transpose(0, 3, 1, 2)))
-    theirs = error(t.permute(0, 2, 3, 1).numpy(), want)
-    print(f"{size}: ours {error(got, want):.1e}, PyTorch {theirs:.1e}")
-    assert error(got, want) <= max(tolerance.F32_NARROW, tolerance.SMALL_OVER_TORCH * theirs)
+    few = size[0] * size[1] < 32
+    assert error(got, want) <= (tolerance.F32_FEW_PIXELS if few else tolerance.F32_NARROW)
+    plain = run(core(model, size, isa="scalar"), x, 3) if few else got
+    assert error(plain, want) <= tolerance.F32_NARROW
     with Engine(model) as engine:  # opened for another size
         picture = np.rint((x[0] + 1) * 127.5).astype(np.uint8)
         assert engine.translate(picture).shape == (*size, 3)
