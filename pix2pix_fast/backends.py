@@ -96,6 +96,19 @@ def compile_cpu(model: Model, options: Options, release: bool = False) -> Execut
     return executable
 
 
+def _tensorrt_missing() -> str:
+    from . import tensorrt
+
+    return tensorrt.missing()
+
+
+def compile_tensorrt(model: Model, options: Options, release: bool = False) -> Executable:
+    """TensorRT through its Python API. Raises BackendUnavailable for what it does not do."""
+    from . import tensorrt
+
+    return tensorrt.compile_tensorrt(model, options, release)
+
+
 def _never(model: Model, options: Options, release: bool = False) -> Executable:
     raise AssertionError("choose() does not give out a back-end that is missing")
 
@@ -107,12 +120,9 @@ BACKENDS = (
         lambda: "this version of pix2pix_fast has no CUDA kernels; use backend='cpu'",
         _never,
     ),
-    Backend(
-        "tensorrt",
-        lambda: "this version of pix2pix_fast does not build TensorRT engines; use backend='cpu'",
-        _never,
-    ),
     Backend("cpu", _cpu_missing, compile_cpu),
+    # After cpu, so that "auto" does not take it, until it has been run and timed on a GPU.
+    Backend("tensorrt", _tensorrt_missing, compile_tensorrt),
 )
 
 

@@ -374,6 +374,57 @@ def export(model: str, target: str, overwrite: bool, **options: Any) -> None:
     click.echo(f"{_plain(target)}  {Path(target).stat().st_size / 1e6:.1f} MB")
 
 
+@main.command("build-trt")
+@_model_argument
+@click.argument(
+    "target", metavar="[OUT.engine]", required=False, type=click.Path(dir_okay=False)
+)
+@click.option(
+    "--precision", type=click.Choice(["f32", "f16", "bf16"]), default="f32", show_default=True
+)
+@click.option("--norm", type=click.Choice(["image", "running"]), default="image", show_default=True)
+@click.option("--size", metavar="HxW", help="Fastest for pictures of this size.")
+@click.option(
+    "--deconv",
+    type=click.Choice(["native", "phases"]),
+    help="Transposed convolutions as the library's, or as four plain ones (OUT only).",
+)
+@click.option(
+    "--pixels",
+    type=click.Choice(["float", "uint8"]),
+    default="uint8",
+    show_default=True,
+    help="float: NCHW in [-1, 1]; uint8: NHWC in 0..255.",
+)
+@click.option("--capability", default="", metavar="8.9", help="Of a GPU that is not here.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+def build_trt(
+    model: str,
+    target: str | None,
+    size: str | None,
+    deconv: str | None,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Build MODEL's TensorRT engine now: for this machine's cache, where Engine looks for it, or
+    as a plain engine into OUT, with --capability also for another machine's GPU."""
+    from . import checkpoints, tensorrt
+
+    if target is None and (deconv or options["capability"]):
+        raise click.UsageError("--deconv and --capability need OUT.engine")
+    if target and Path(target).exists() and not overwrite:
+        raise FileExistsError(f"{_plain(target)} exists; --overwrite replaces it")
+    h, w = _parse(size, "--size", "x", 2) if size else (0, 0)
+    path = tensorrt.prepare(
+        checkpoints.read(model),
+        size=(h, w) if size else None,
+        deconv=deconv or "",
+        target=target,
+        **options,
+    )
+    click.echo(f"{_plain(str(path))}  {path.stat().st_size / 1e6:.1f} MB")
+
+
 @main.command()
 @click.argument("model", required=False, type=click.Path(exists=True))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
