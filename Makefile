@@ -31,6 +31,7 @@ $(DEMO)/installed: $(SOURCES)
 $(TEST)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(TEST)
 	$(TEST)/bin/python -m pip install --quiet '.[test]'
+	$(TEST)/bin/python -m pip install --quiet '.[tensorrt]' || echo "no tensorrt_rtx: its tests will skip"
 	touch $@
 
 $(TEST)/peers: $(TEST)/installed

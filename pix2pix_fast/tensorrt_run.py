@@ -1,7 +1,7 @@
 """Engines of TensorRT at work: contexts, streams, graphs, buffers, and pixels to and from them.
 
-Through the driver's own functions (tensorrt.Driver), so that no further package is needed. Tested
-against a stand-in for driver and library only (tests/test_tensorrt.py): no GPU was at hand.
+Through the driver's own functions (tensorrt.Driver), so that no further package is needed. No GPU was
+at hand: nothing in this file has ever run, and "auto" does not choose this back-end.
 """
 
 from __future__ import annotations
