@@ -4,6 +4,7 @@
 //   p2p_driver [key=value ...]
 //     isa= precision=f32|bf16 depth= ngf= threads= callers= calls= dropout=0|1 sizes=HxW,HxW,...
 //     plant=overflow|race|undefined   a fault on purpose, which the sanitizer must catch
+//     plant=allocation                one that the count must show
 //
 // For each size: one warm-up call, `calls` counted ones, then `callers` threads at once that must give the same bits. Prints
 // one line a size and "ok"; exit code 1 and a line on stderr where bits differ. The test decides what a count may be.
@@ -11,14 +12,19 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <climits>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "backend.h"
 #include "check.h"
@@ -191,7 +197,10 @@ int drive(int count, char** values) {
     model->run(src, dst, 5, nullptr);  // the warm-up of this size; with plant=overflow the last row has no room
     const unsigned long want = digest(target);
     const long before = allocations.load();
-    for (int i = 0; i < calls; ++i) model->run(src, dst, 5, nullptr);
+    for (int i = 0; i < calls; ++i) {
+      model->run(src, dst, 5, nullptr);
+      if (plant == "allocation") const Bytes more(100);
+    }
     const long made = allocations.load() - before;
 
     std::atomic<int> wrong{digest(target) != want};
