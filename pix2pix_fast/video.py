@@ -416,7 +416,8 @@ def steady(
     if result.ndim == 3:
         weight = weight[:, :, None]
     mixed = result + weight * (last.astype(np.float32) - result)
-    return np.rint(mixed).astype(np.uint8)
+    rounded: np.ndarray = np.rint(mixed).astype(np.uint8)
+    return rounded
 
 
 # Pictures in and out of libswscale
