@@ -8,6 +8,7 @@ torch.load(weights_only=True) and nothing else. TensorFlow's formats are in tfjs
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -86,13 +87,15 @@ def read(path: str | os.PathLike[str]) -> Model:
 def _read_run(folder: Path) -> Model:
     """The generator of a training run as it stands (the last saved epoch)."""
     try:
-        from .train import export, state
+        export = importlib.import_module("pix2pix_fast.train.export")
+        state = importlib.import_module("pix2pix_fast.train.state")
     except ImportError as error:
         raise BackendUnavailable(
             f"{folder} is a training run; reading it needs torch: pip install 'pix2pix_fast[train]'"
         ) from error
     try:
-        return export.to_model(folder)
+        model: Model = export.to_model(folder)
+        return model
     except (state.StateError, ValueError) as error:
         raise ModelFormatError(f"{folder}: {error}") from error
 

@@ -9,6 +9,7 @@ suffice. See docs/decisions/003-engine-and-border.md.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import os
@@ -468,9 +469,9 @@ def _model_of(model: Any) -> Model:
 
         return checkpoints.read(model)
     if hasattr(model, "state_dict") and hasattr(model, "named_modules"):  # then torch is here
-        from .train import export
-
-        return export.to_model(model)
+        # by name, as train/ is not where a type checker would look for it
+        made: Model = importlib.import_module("pix2pix_fast.train.export").to_model(model)
+        return made
     raise TypeError(
         "model: expected the path of a model file or of a training run, a torch module or a Model, "
         f"got {type(model).__name__}"
