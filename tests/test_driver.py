@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ import pytest
 from pix2pix_fast import _core
 
 ROOT = Path(__file__).parents[1]
+# cmake and ninja may be those of this environment, which need not be active
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 ALL_ROOMS = bool(int(os.environ.get("P2P_EXHAUSTIVE", "0")))
 RUNNABLE = _core.cpu()["runnable"]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -35,7 +38,7 @@ EVERY_THREADING = [
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
     """`driver("address,undefined")` is a function that runs that build: run("key=value", ...)."""
-    missing = [tool for tool in ("cmake", "ninja", "c++") if shutil.which(tool) is None]
+    missing = [tool for tool in ("cmake", "ninja", "c++") if shutil.which(tool, path=PATH) is None]
     if missing:
         pytest.skip(f"building the driver needs {' and '.join(missing)}")
     # P2P_DRIVER_BUILDS keeps the builds between runs
@@ -61,7 +64,9 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
             ["cmake", "-S", str(ROOT), "-B", str(folder), *options],
             ["cmake", "--build", str(folder), "--target", "p2p_driver"],
         ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": PATH}
+            )
             assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return folder / "p2p_driver"
 
