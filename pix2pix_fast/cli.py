@@ -602,6 +602,75 @@ def _side_by_side(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
 
 
 @main.command()
+@_model_argument
+@click.argument("source", metavar="IN", type=click.Path(dir_okay=False))
+@click.argument("target", metavar="OUT", type=click.Path(dir_okay=False))
+@click.option("--start", type=float, help="Seconds of IN where it begins.")
+@click.option("--end", type=float, help="Seconds of IN where it ends.")
+@click.option(
+    "--fit",
+    type=click.Choice(["resize", "native"]),
+    default="resize",
+    show_default=True,
+    help="resize: the model's own size and back; native: the full frame.",
+)
+@click.option("--side-by-side", is_flag=True, help="Source at the left, result at the right.")
+@click.option("--similar", type=float, default=0.0, help="Levels within which a frame repeats.")
+@click.option("--deflicker", type=float, default=0.0, help="0 is off, 1 the most.")
+@click.option("--audio", type=click.Choice(["copy", "drop"]), default="copy", show_default=True)
+@click.option("--codec", type=click.Choice(["h264", "hevc"]), default="h264", show_default=True)
+@click.option("--quality", type=int, default=20, show_default=True, help="Constant rate factor.")
+@click.option("--preset", default="superfast", show_default=True, help="Of the encoder.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@_engine_options
+def video(
+    model: str,
+    source: str,
+    target: str,
+    backend: Any,
+    precision: Any,
+    threads: int | None,
+    norm: Any,
+    dropout: int | None,
+    tune: bool,
+    **options: Any,
+) -> None:
+    """Translate the film IN into OUT, with its own times and its own sound."""
+    from .engine import Engine
+    from .video import translate_video
+
+    engine_options: dict[str, Any] = {"backend": backend, "precision": precision, "norm": norm}
+    engine_options |= {"threads": threads, "dropout": dropout, "tune": tune}
+    with Engine(model, **engine_options) as engine:
+        if sys.stderr.isatty():
+            from rich.progress import Progress, TextColumn, TimeRemainingColumn
+
+            columns = (*Progress.get_default_columns()[:3], TextColumn("{task.fields[fps]}"))
+            with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
+                task = bar.add_task("video", total=None, fps="")
+                begun = time.perf_counter()
+
+                def show(so_far: Any, total: int | None) -> None:
+                    fps = so_far.frames / max(time.perf_counter() - begun, 1e-3)
+                    text = f"{fps:.0f} frames/s"
+                    bar.update(task, completed=so_far.frames, total=total, fps=text)
+
+                report = translate_video(engine, source, target, progress=show, **options)
+        else:
+            report = translate_video(engine, source, target, **options)
+    click.echo(
+        f"{_plain(target)}  {report.frames} frames, {report.duration:.2f} s of film in "
+        f"{report.seconds:.2f} s: {report.fps:.0f} frames per second"
+    )
+    counts = {"translated": report.translated, "repeated": report.repeats}
+    counts |= {"similar": report.similar, "dropped": report.dropped}
+    counts |= {"audio packets": report.audio_packets}
+    click.echo("  ".join(f"{name} {count}" for name, count in counts.items()))
+    for warning in report.warnings:
+        _complain(warning)
+
+
+@main.command()
 @click.argument("models", nargs=-1, metavar="[MODEL...]", type=click.Path(exists=True))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)

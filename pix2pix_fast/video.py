@@ -533,6 +533,11 @@ def upright_size(frame: Any) -> tuple[int, int]:
 # In
 
 
+def _decimal(seconds: float) -> Fraction:
+    """What the caller wrote: 0.2 is a fifth, although the float is a little more."""
+    return Fraction(str(float(seconds)))
+
+
 class _Reader:
     """A clip's frames and audio packets, in file order."""
 
@@ -656,9 +661,9 @@ class _Reader:
     def items(self) -> Iterator[_Frame | _Audio]:
         """What the engine and the writer get, within start and end, in the times of the result."""
         base = self._video.time_base or Fraction(1, 90000)
-        first = self._origin + Fraction(self._options.start or 0) if self._options.start else None
+        first = self._origin + _decimal(self._options.start) if self._options.start else None
         last_time = (
-            None if self._options.end is None else self._origin + Fraction(self._options.end)
+            None if self._options.end is None else self._origin + _decimal(self._options.end)
         )
         last: int | None = None
         seen, step = 0, 0
