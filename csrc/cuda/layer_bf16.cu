@@ -1,0 +1,5 @@
+#include "layer.cuh"
+
+namespace p2p::cuda {
+LayerKernel layer_bf16(Kind kind, Tile tile) { return kernels_of<DType::kBF16>(kind, tile); }
+}  // namespace p2p::cuda

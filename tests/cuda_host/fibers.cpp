@@ -1,0 +1,352 @@
+// See fibers.h. One machine stack and kThreads fiber stacks; a switch saves the six registers that a callee must keep.
+#include "run.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <limits>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "fibers.h"
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace p2p::cuda::host {
+
+Place place;
+char* shared;
+
+namespace {
+
+constexpr int32_t kWarp = 32, kStackBytes = 64 << 10, kSharedMax = 100 << 10;
+
+#if defined(__x86_64__)
+extern "C" void p2p_fiber_switch(void** from, void* to);
+asm(R"(
+.text
+.type p2p_fiber_switch, @function
+p2p_fiber_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+struct Context {
+  void* sp = nullptr;
+  void start(char* stack, void (*entry)()) {
+    void** top = (void**)(stack + kStackBytes);
+    *--top = nullptr;  // keeps the entry's stack pointer at 8 modulo 16, as after a call
+    *--top = (void*)entry;
+    for (int i = 0; i < 6; ++i) *--top = nullptr;
+    sp = top;
+  }
+  static void change(Context& from, Context& to) { p2p_fiber_switch(&from.sp, to.sp); }
+};
+#else
+struct Context {
+  ucontext_t u;
+  void start(char* stack, void (*entry)()) {
+    getcontext(&u);
+    u.uc_stack.ss_sp = stack;
+    u.uc_stack.ss_size = kStackBytes;
+    u.uc_link = nullptr;
+    makecontext(&u, entry, 0);
+  }
+  static void change(Context& from, Context& to) { swapcontext(&from.u, &to.u); }
+};
+#endif
+
+enum class State : uint8_t { kReady, kBarrier, kWarp, kDone };
+
+struct Copy {
+  char* to;
+  const void* from;
+  bool valid;
+};
+
+struct Fiber {
+  Context context;
+  State state = State::kDone;
+  std::vector<std::vector<Copy>> groups;  // committed, oldest first
+  std::vector<Copy> open;
+};
+
+struct Word {  // of shared memory
+  uint32_t written = 0, read = 0;  // epochs
+  int16_t writer = -1, reader = -1;  // reader -2: several
+};
+
+struct Warp {
+  std::array<void*, kWarp> lanes;
+  int32_t arrived = 0, what = 0;
+};
+
+struct Region {
+  const char *begin, *end;
+  bool writable;
+};
+
+Context scheduler;
+std::array<Fiber, kThreads> fibers;
+std::array<Warp, kThreads / kWarp> warps;
+std::vector<Word> words(kSharedMax / 4);
+std::vector<Region> regions;
+uint32_t epoch;
+int32_t shared_size;
+LayerKernel kernel;
+const LayerArgs* arguments;
+std::string failure;
+char* stacks;
+
+Fiber& self() { return fibers[place.thread]; }
+
+void pause(State state) {
+  Fiber& fiber = self();
+  fiber.state = state;
+  Context::change(fiber.context, scheduler);
+}
+
+void entry() {
+  kernel(*arguments);
+  pause(State::kDone);
+  std::abort();
+}
+
+void land(Fiber& fiber, std::vector<Copy>& group) {
+  (void)fiber;
+  for (const Copy& copy : group) {
+    check_shared(copy.to, 16, true);
+    if (copy.valid) std::memcpy(copy.to, copy.from, 16);
+    else std::memset(copy.to, 0, 16);
+  }
+}
+
+}  // namespace
+
+void fail(const char* message) {
+  failure = std::string(message) + " (thread " + std::to_string(place.thread) + ", block " + std::to_string(place.block[0]) +
+            " " + std::to_string(place.block[1]) + " " + std::to_string(place.block[2]) + ")";
+  Context::change(self().context, scheduler);
+  std::abort();
+}
+
+void check_global(const void* at, int64_t bytes, bool write) {
+  if ((uintptr_t)at % bytes) fail("misaligned access to global memory");
+  static size_t latest = 0;
+  const char* begin = (const char*)at;
+  const auto holds = [&](const Region& r) { return begin >= r.begin && begin + bytes <= r.end && (!write || r.writable); };
+  if (latest < regions.size() && holds(regions[latest])) return;
+  for (size_t i = 0; i < regions.size(); ++i)
+    if (holds(regions[i])) {
+      latest = i;
+      return;
+    }
+  fail(write ? "write outside the buffers" : "read outside the buffers");
+}
+
+void check_shared(const void* at, int64_t bytes, bool write) {
+  const int64_t offset = (const char*)at - shared;
+  if (offset < 0 || offset + bytes > shared_size) fail("access outside shared memory");
+  if (offset % bytes) fail("misaligned access to shared memory");
+  const int16_t me = (int16_t)place.thread;
+  for (int64_t w = offset / 4; w < (offset + bytes) / 4; ++w) {
+    Word& word = words[w];
+    if (word.written == epoch && word.writer != me) fail("race: a word of shared memory that another thread writes, no barrier between");
+    if (write) {
+      if (word.read == epoch && word.reader != me) fail("race: writes a word of shared memory that another thread reads, no barrier between");
+      word.written = epoch;
+      word.writer = me;
+    } else {
+      word.reader = word.read == epoch && word.reader != me ? -2 : me;
+      word.read = epoch;
+    }
+  }
+}
+
+void barrier() { pause(State::kBarrier); }
+
+void issue_copy(char* to, const void* from, bool valid) {
+  if (valid) check_global(from, 16, false);
+  check_shared(to, 16, true);
+  self().open.push_back({to, from, valid});
+}
+void commit_copies() {
+  Fiber& fiber = self();
+  fiber.groups.push_back(std::move(fiber.open));
+  fiber.open.clear();
+}
+void wait_copies(int32_t pending) {
+  Fiber& fiber = self();
+  while ((int32_t)fiber.groups.size() > pending) {
+    land(fiber, fiber.groups.front());
+    fiber.groups.erase(fiber.groups.begin());
+  }
+}
+
+void together(int32_t what, void* mine, void (*all)(void* const* lanes)) {
+  Warp& warp = warps[place.thread / kWarp];
+  if (warp.arrived > 0 && warp.what != what) fail("lanes of a warp are at different instructions");
+  warp.what = what;
+  warp.lanes[place.thread % kWarp] = mine;
+  if (++warp.arrived < kWarp) {
+    pause(State::kWarp);
+    return;
+  }
+  all(warp.lanes.data());
+  warp.arrived = 0;
+  for (int32_t lane = 0; lane < kWarp; ++lane) {
+    Fiber& fiber = fibers[place.thread / kWarp * kWarp + lane];
+    if (fiber.state == State::kWarp) fiber.state = State::kReady;
+  }
+}
+
+float half_table(uint16_t bits) {
+  static const std::vector<float> table = [] {
+    std::vector<float> t(1 << 16);
+    for (int32_t i = 0; i < 1 << 16; ++i) t[i] = from_f16((uint16_t)i);
+    return t;
+  }();
+  return table[bits];
+}
+
+// Lane l holds row l / 4, columns 2 (l % 4) and the next, of each matrix.
+void ldmatrix_all(void* const* lanes) {
+  for (int32_t lane = 0; lane < kWarp; ++lane)
+    for (int32_t matrix = 0; matrix < 4; ++matrix)
+      std::memcpy(&((Ldmatrix*)lanes[lane])->r[matrix], ((Ldmatrix*)lanes[8 * matrix + lane / 4])->row + lane % 4 * 4, 4);
+}
+
+namespace {
+
+// The fragments of mma.m16n8k16, from the PTX manual: with g = lane / 4 and t = lane % 4,
+//   a[i]: row g + 8 (i % 2), columns 2t + 8 (i / 2) and the next     b[i]: rows 2t + 8 i and the next, column g
+//   d[i]: row g + 8 (i / 2), column 2t + i % 2
+template <class Wide>
+void mma_all(void* const* lanes, Wide wide) {
+  float a[16][16], b[16][8], d[16][8];
+  for (int32_t lane = 0; lane < kWarp; ++lane) {
+    const Mma& m = *(Mma*)lanes[lane];
+    const int32_t g = lane / 4, t = lane % 4;
+    for (int32_t i = 0; i < 4; ++i) {
+      a[g + i % 2 * 8][2 * t + i / 2 * 8] = wide((uint16_t)m.a[i]);
+      a[g + i % 2 * 8][2 * t + i / 2 * 8 + 1] = wide((uint16_t)(m.a[i] >> 16));
+      d[g + i / 2 * 8][2 * t + i % 2] = m.d[i];
+    }
+    for (int32_t i = 0; i < 2; ++i) {
+      b[2 * t + 8 * i][g] = wide((uint16_t)m.b[i]);
+      b[2 * t + 8 * i + 1][g] = wide((uint16_t)(m.b[i] >> 16));
+    }
+  }
+  for (int32_t r = 0; r < 16; ++r)
+    for (int32_t k = 0; k < 16; ++k)
+      for (int32_t c = 0; c < 8; ++c) d[r][c] += a[r][k] * b[k][c];
+  for (int32_t lane = 0; lane < kWarp; ++lane)
+    for (int32_t i = 0; i < 4; ++i) ((Mma*)lanes[lane])->d[i] = d[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
+}
+
+}  // namespace
+
+void mma_f16_all(void* const* lanes) { mma_all(lanes, [](uint16_t v) { return half_table(v); }); }
+void mma_bf16_all(void* const* lanes) { mma_all(lanes, [](uint16_t v) { return from_bf16(v); }); }
+
+namespace {
+
+void run_block(std::mt19937& random) {
+  std::fill(words.begin(), words.begin() + shared_size / 4, Word{});
+  std::fill_n((uint32_t*)shared, shared_size / 4, 0x7FFF7FFFu);  // NaN as f32, f16 and bf16
+  epoch = 1;
+  for (int32_t t = 0; t < kThreads; ++t) {
+    Fiber& fiber = fibers[t];
+    fiber.state = State::kReady;
+    fiber.groups.clear();
+    fiber.open.clear();
+    fiber.context.start(stacks + (int64_t)t * kStackBytes, entry);
+  }
+  for (Warp& warp : warps) warp.arrived = 0;
+
+  std::array<int32_t, kThreads / kWarp> warp_order;
+  std::array<int32_t, kWarp> lane_order;
+  for (size_t i = 0; i < warp_order.size(); ++i) warp_order[i] = (int32_t)i;
+  for (int32_t i = 0; i < kWarp; ++i) lane_order[i] = i;
+  while (true) {
+    std::shuffle(warp_order.begin(), warp_order.end(), random);
+    std::shuffle(lane_order.begin(), lane_order.end(), random);
+    bool moved = false;
+    for (int32_t warp : warp_order)
+      for (bool more = true; more;) {
+        more = false;
+        for (int32_t lane : lane_order) {
+          place.thread = warp * kWarp + lane;
+          if (self().state != State::kReady) continue;
+          more = moved = true;
+          Context::change(scheduler, self().context);
+          if (!failure.empty()) throw std::runtime_error(failure);
+        }
+      }
+    if (moved) continue;
+    int32_t waiting = 0, done = 0;
+    for (const Fiber& fiber : fibers) {
+      waiting += fiber.state == State::kBarrier;
+      done += fiber.state == State::kDone;
+    }
+    if (done == kThreads) return;
+    if (waiting + done < kThreads) throw std::runtime_error("a warp-wide instruction that some lanes never reach");
+    if (done > 0) throw std::runtime_error("a barrier that some threads never reach");
+    ++epoch;
+    for (Fiber& fiber : fibers) fiber.state = State::kReady;
+  }
+}
+
+}  // namespace
+
+void allow(const void* begin, int64_t bytes, bool writable) {
+  if (begin && bytes > 0) regions.push_back({(const char*)begin, (const char*)begin + bytes, writable});
+}
+void forbid_all() { regions.clear(); }
+
+void run(const Launch& launch, uint32_t seed) {
+  if (!stacks) {
+    stacks = (char*)mmap(nullptr, (int64_t)kThreads * kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    shared = (char*)aligned_alloc(128, kSharedMax);
+  }
+  kernel = launch.dtype == DType::kF16 ? layer_f16(launch.kind, launch.tile)
+           : launch.dtype == DType::kF32 ? layer_f32(launch.kind, launch.tile)
+                                         : layer_bf16(launch.kind, launch.tile);
+  if (!kernel) throw std::runtime_error("there is no such kernel");
+  arguments = &launch.args;
+  failure.clear();
+  shared_size = shared_bytes(launch.tile);
+  if (shared_size > 48 << 10) throw std::runtime_error("more shared memory than 48 KB");
+  const int32_t blocks[3] = {launch.grid_x, launch.grid_y, launch.grid_z};
+  std::copy_n(blocks, 3, place.blocks);
+  std::mt19937 random(seed);
+  std::vector<int64_t> order((int64_t)blocks[0] * blocks[1] * blocks[2]);
+  for (size_t i = 0; i < order.size(); ++i) order[i] = (int64_t)i;
+  std::shuffle(order.begin(), order.end(), random);
+  for (int64_t index : order) {
+    place.block[0] = (int32_t)(index % blocks[0]);
+    place.block[1] = (int32_t)(index / blocks[0] % blocks[1]);
+    place.block[2] = (int32_t)(index / blocks[0] / blocks[1]);
+    run_block(random);
+  }
+}
+
+}  // namespace p2p::cuda::host
