@@ -158,3 +158,8 @@ def test_nvcc_compiles_without_spills(dtype: str, tmp_path: Path) -> None:
         ptx = (tmp_path / f"layer_{dtype}.ptx").read_text()
         assert "mma.sync" in ptx and "ldmatrix" in ptx
         assert "cp.async.cg" in ptx
+
+
+def test_the_whole_unet256_in_f16(host) -> None:  # type: ignore[no-untyped-def]
+    model, x = tiny_model(8, ngf=64), noise((1, 256, 256, 3))
+    assert psnr(run(host, model, x, "f16"), reference(model, x)) > FLOORS["f16"]
