@@ -15,7 +15,7 @@ namespace {
 #include "../body/taps.inl"
 }  // namespace
 
-using Taps = TapsConvolution<DeconvWinograd<Winograd3Halved>>;
+using Taps = TapsConvolution<DeconvWinograd<Winograd3Taps>>;
 extern const Kernel kDeconvWinograd3Taps;
 const Kernel kDeconvWinograd3Taps = {"avx2/deconv4x4s2_winograd3taps_f32", Op::kDeconv, Algorithm::kWinograd3Taps, DType::kF32,
                                  Taps::geometry, Taps::pack, Taps::run};

@@ -15,7 +15,7 @@ namespace {
 #include "../body/taps.inl"
 }  // namespace
 
-using Taps = TapsConvolution<ConvWinograd<Winograd3Halved>>;
+using Taps = TapsConvolution<ConvWinograd<Winograd3Taps>>;
 extern const Kernel kConvWinograd3Taps;
 const Kernel kConvWinograd3Taps = {"avx512/conv4x4s2_winograd3taps_f32", Op::kConv, Algorithm::kWinograd3Taps, DType::kF32,
                                  Taps::geometry, Taps::pack, Taps::run};

@@ -54,7 +54,7 @@ inline void gather(const Problem& p, const Source& source, int32_t channels, flo
     }
     if constexpr (W::kPoints > 1) transform_input<W>(d);
     const int64_t k = k0 + c;
-    char* line = dst + ((k / E::kChunk) * place.size + place.index) * 64;
+    char* line = dst + place.offset(k / E::kChunk);
 #pragma GCC unroll 25
     for (int q = 0; q < kSide * kSide; ++q) E::store(line + q * position_bytes, k % E::kChunk, d[q]);
   }
@@ -88,13 +88,21 @@ struct Statistics {
 // transform multiplies. Adding C once per 256 steps costs less than 1 %.
 constexpr int64_t kSumChunks = 16;
 
-template <class E, class Scheme>
+// kPartLog2 cuts A along k (RowPlace); kBuffer is scratch of the product beside C, in bytes.
+template <class E, class Scheme, int32_t kPartLog2 = kWholeK, int64_t kBuffer = 0>
 struct Convolution {
   using W = typename Scheme::Output;
   static constexpr int kOutputs = Scheme::kAccumulate ? 1 : Scheme::kProducts;  // C matrices
   // A pad of one line between matrices keeps their rows out of the same L1 set (power-of-two strides cost 25 %).
   static int64_t k_of(const Problem& p) { return (int64_t)Scheme::kSplit * (p.ci_stored[0] + p.ci_stored[1]); }
-  static int64_t position_bytes(const Problem& p, int64_t rows) { return rows * k_of(p) * E::kBytes + 64; }
+  static int64_t lines_of(const Problem& p) { return k_of(p) / E::kChunk; }
+  static int64_t part_lines(const Problem& p) { return kPartLog2 == kWholeK ? lines_of(p) : 1ll << kPartLog2; }
+  static int64_t position_bytes(const Problem& p, int64_t rows) { return rows * part_lines(p) * 64 + 64; }
+  static int64_t part_bytes(const Problem& p, int64_t rows) { return Scheme::kPositions * position_bytes(p, rows); }
+  static int64_t a_bytes(const Problem& p, int64_t rows) {
+    return align64((lines_of(p) + part_lines(p) - 1) / part_lines(p) * part_bytes(p, rows));
+  }
+  static int64_t c_bytes(int64_t rows) { return align64(kOutputs * output_floats(rows, kPanel) * 4); }
   static int64_t output_floats(int64_t rows, int64_t panel) { return rows * panel + 16; }
   static int64_t product_bytes(const Problem& p, int32_t vecs) { return k_of(p) * vecs * kWidth * E::kBytes; }
   static int32_t block_rows(const Problem& p, int32_t rows) {
@@ -104,8 +112,6 @@ struct Convolution {
   static void geometry(const Problem& p, Geometry* g) {
     const int32_t rows = Scheme::rows(p), panels = panels_of(p.co_stored), block = block_rows(p, rows);
     const int32_t blocks = (rows + block - 1) / block;
-    const int64_t a_bytes = align64(Scheme::kPositions * position_bytes(p, block));
-    const int64_t c_bytes = align64(kOutputs * output_floats(block, kPanel) * 4);
     int32_t live = 0;
     for (int32_t phase = 0; phase < Scheme::kPhases; ++phase)
       for (int32_t product = 0; product < Scheme::kProducts; ++product) live += Scheme::live(p, phase, product);
@@ -118,9 +124,9 @@ struct Convolution {
     g->pack_items = panels * Scheme::kPhases;
     g->weight_bytes = (int64_t)Scheme::kPhases * Scheme::kProducts * k_of(p) * p.co_stored * E::kBytes;
     g->read_bytes = (int64_t)live * k_of(p) * p.co_stored * E::kBytes;
-    g->shared_bytes = two_phases ? a_bytes : 0;
+    g->shared_bytes = two_phases ? a_bytes(p, block) : 0;
     g->shared_read_bytes = g->shared_bytes * g->items[1];
-    g->scratch_bytes = c_bytes + (two_phases ? 0 : a_bytes);
+    g->scratch_bytes = c_bytes(block) + kBuffer + (two_phases ? 0 : a_bytes(p, block));
     g->macs = (int64_t)live * rows * k_of(p) * p.co_stored;
   }
 
@@ -156,8 +162,8 @@ struct Convolution {
     const RowBlocks blocks(rows_held);
     const int64_t stride = position_bytes(p, rows_held);
     for (int32_t row = first; row < first + count; ++row) {
-      const RowPlace place(blocks, row - base);
-      char* dst = a + place.start * k_of(p) * E::kBytes;
+      const RowPlace place(blocks, row - base, kPartLog2, part_bytes(p, rows_held));
+      char* dst = a + place.start * part_lines(p) * 64;
       int64_t k0 = 0;
       for (int32_t s = 0; s < 2; ++s) {
         if (p.ci_stored[s] == 0) continue;
@@ -201,42 +207,48 @@ struct Convolution {
   static void multiply(const Problem& p, const Args& args, const char* a, float* c, int32_t base, int32_t rows,
                        int32_t panel, int32_t phase, int32_t stat_block) {
     P::fill(p, args, a, c, rows, panel, phase);
-    const int32_t vecs = panel_vecs(p.co_stored, panel);
-    const int64_t stride_c = vecs * kWidth, n0 = (int64_t)panel * kPanel;
-    for (int32_t v = 0; v < vecs; ++v) {
-      float* stats = args.stats ? args.stats + (int64_t)stat_block * 3 * p.co_stored + n0 + v * kWidth : nullptr;
-      emit(p, args, c + v * kWidth, stride_c, output_floats(rows, stride_c), base, rows, n0 + v * kWidth, phase, stats);
-    }
+    if (panel_vecs(p.co_stored, panel) == kPanelVecs) emit<kPanelVecs>(p, args, c, base, rows, panel, phase, stat_block);
+    else emit<1>(p, args, c, base, rows, panel, phase, stat_block);
   }
 
-  static void emit(const Problem& p, const Args& args, const float* c, int64_t stride_c, int64_t matrix, int32_t base,
-                   int32_t rows, int64_t channel, int32_t phase, float* stats) {
+  // Tile by tile, all channels of the panel: whole lines of C are read and whole lines of the picture written.
+  template <int kVecs>
+  static void emit(const Problem& p, const Args& args, const float* c, int32_t base, int32_t rows, int32_t panel,
+                   int32_t phase, int32_t stat_block) {
     constexpr int t = W::kTile, n = W::kPoints;
-    const Vec bias = args.bias ? load(args.bias + channel) : zero();
-    Statistics statistics;
+    constexpr int64_t stride_c = kVecs * kWidth;
+    const int64_t matrix = output_floats(rows, stride_c), channel = (int64_t)panel * kPanel;
+    Vec bias[kVecs];
+    for (int v = 0; v < kVecs; ++v) bias[v] = args.bias ? load(args.bias + channel + v * kWidth) : zero();
+    Statistics statistics[kVecs];
     for (int32_t r = 0; r < rows; ++r) {
-      Vec m[n * n], y[t * t];
-#pragma GCC unroll 25
-      for (int q = 0; q < n * n; ++q) m[q] = load(c + q * matrix + r * stride_c);
-      if constexpr (n > 1) transform_output<W>(m, y);
-      else y[0] = m[0];
       int32_t y0, x0;
       Scheme::origin(p, base + r, phase, &y0, &x0);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) {
+        Vec m[n * n], y[t * t];
+#pragma GCC unroll 25
+        for (int q = 0; q < n * n; ++q) m[q] = load(c + q * matrix + r * stride_c + v * kWidth);
+        if constexpr (n > 1) transform_output<W>(m, y);
+        else y[0] = m[0];
 #pragma GCC unroll 4
-      for (int i = 0; i < t; ++i) {
-        const int32_t row = y0 + i * Scheme::kStep;
-        if (row < 0 || row >= p.ho) continue;
+        for (int i = 0; i < t; ++i) {
+          const int32_t row = y0 + i * Scheme::kStep;
+          if (row < 0 || row >= p.ho) continue;
 #pragma GCC unroll 4
-        for (int j = 0; j < t; ++j) {
-          const int32_t column = x0 + j * Scheme::kStep;
-          if (column < 0 || column >= p.wo) continue;
-          const Vec value = add(y[i * t + j], bias);
-          E::store(args.dst, ((int64_t)row * p.wo + column) * p.co_stored + channel, value);
-          if (stats) statistics.take(value);
+          for (int j = 0; j < t; ++j) {
+            const int32_t column = x0 + j * Scheme::kStep;
+            if (column < 0 || column >= p.wo) continue;
+            const Vec value = add(y[i * t + j], bias[v]);
+            E::store(args.dst, ((int64_t)row * p.wo + column) * p.co_stored + channel + v * kWidth, value);
+            if (args.stats) statistics[v].take(value);
+          }
         }
       }
     }
-    if (stats) statistics.write(stats, p.co_stored);
+    if (args.stats)
+      for (int v = 0; v < kVecs; ++v)
+        statistics[v].write(args.stats + (int64_t)stat_block * 3 * p.co_stored + channel + v * kWidth, p.co_stored);
   }
 
   static void run(const Problem& p, const Args& args, int32_t phase, int32_t item, void* scratch) {
@@ -255,7 +267,7 @@ struct Convolution {
       const int32_t block = block_rows(p, rows), base = item * block;
       const int32_t held = rows - base < block ? rows - base : block;
       float* c = (float*)scratch;
-      char* a = (char*)scratch + align64(kOutputs * output_floats(block, kPanel) * 4);
+      char* a = (char*)scratch + c_bytes(block) + kBuffer;
       gather_rows(p, args, a, base, held, base, held);
       for (int32_t panel = 0; panel < panels_of(p.co_stored); ++panel)
         for (int32_t out_phase = 0; out_phase < Scheme::kPhases; ++out_phase)

@@ -9,6 +9,7 @@
 
 constexpr int kPanel = kPanelVecs * kWidth;  // output channels of a full panel
 constexpr int kPrefetchBytes = 4096;
+constexpr int32_t kWholeK = 40;  // log2 of more lines than there are
 
 // Rows are cut into equal blocks: 121 rows are eleven blocks of 11, not ten of 12 and one of 1.
 struct RowBlocks {
@@ -22,15 +23,21 @@ struct RowBlocks {
   int32_t start(int32_t block) const { return block * base + (block < longer ? block : longer); }
 };
 
-// Where a row of A lives inside its position's operand.
+// Where a row of A lives inside its position's operand: line l (a chunk of k) of the row is `offset(l)` bytes from its block.
 struct RowPlace {
   int32_t start, size, index;  // first row of its block, rows in the block, place in the block
-  RowPlace(const RowBlocks& blocks, int32_t row) {
+  int32_t part_log2;           // A may be cut along k, so that all positions of a part lie together: 2^this lines a part
+  int64_t part_bytes;          // from part to part
+  RowPlace(const RowBlocks& blocks, int32_t row, int32_t part_log2 = kWholeK, int64_t part_bytes = 0)
+      : part_log2(part_log2), part_bytes(part_bytes) {
     const int32_t in_longer = blocks.longer * (blocks.base + 1);
     const int32_t block = row < in_longer ? row / (blocks.base + 1) : blocks.longer + (row - in_longer) / blocks.base;
     start = blocks.start(block);
     size = blocks.size(block);
     index = row - start;
+  }
+  int64_t offset(int64_t line) const {
+    return (line >> part_log2) * part_bytes + ((line & ((1ll << part_log2) - 1)) * size + index) * 64;
   }
 };
 

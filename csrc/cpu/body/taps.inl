@@ -5,10 +5,10 @@
 // the arithmetic. The halves of F(3,2)'s weight transform move to the input transform, where they are exact.
 // Weights: [panel][phase][k][tap ty, tx][panel]. k advances in chunks that stay in L2 while 16 positions read them.
 
-constexpr int64_t kTapChunks = 16;  // lines of A: 256 channels x 4 taps x 128 bytes = 128 KB of weights in L2
+constexpr int64_t kTapLines = 1 << kTapLinesLog2;  // lines of A in a chunk (vec.h); A is cut into the same parts
 
 // Winograd3 with scaled inputs: t1, t2 halved, so that the weights are g0, g0 + g1, g0 - g1, g1.
-struct Winograd3Halved : Winograd3 {
+struct Winograd3Taps : Winograd3 {
   template <int kGap> static inline void input(Vec* d) {
     Winograd3::input<kGap>(d);
     d[kGap] = mul(d[kGap], broadcast(0.5f));
@@ -89,10 +89,10 @@ inline GemmTaps choose_gemm_taps(int32_t rows, int32_t position) {
   return nullptr;
 }
 
-// The Convolution of a Winograd3Halved scheme with other weights and another product loop.
+// The Convolution of a Winograd3Taps scheme with other weights and another product loop.
 template <class Scheme>
-struct TapsConvolution : Convolution<F32, Scheme> {
-  using Base = Convolution<F32, Scheme>;
+struct TapsConvolution : Convolution<F32, Scheme, kTapLinesLog2> {
+  using Base = Convolution<F32, Scheme, kTapLinesLog2>;
 
   static int64_t pair_bytes(const Problem& p, int32_t vecs) { return Base::k_of(p) * 4 * vecs * kWidth * 4; }
   static const char* pair_weights(const Problem& p, const void* weights, int32_t panel, int32_t phase) {
@@ -129,19 +129,18 @@ struct TapsConvolution : Convolution<F32, Scheme> {
       const int64_t stride_c = vecs * kWidth, matrix = Base::output_floats(rows, stride_c);
       const char* b = pair_weights(p, args.weights, panel, phase);
       const RowBlocks blocks(rows);
-      const int64_t chunks = Base::k_of(p) / F32::kChunk;
-      for (int64_t chunk = 0; chunk < chunks; chunk += kTapChunks) {
-        const int64_t now = chunks - chunk < kTapChunks ? chunks - chunk : kTapChunks;
-        for (int32_t q = 0; q < 16; ++q)
+      const int64_t lines = Base::lines_of(p);
+      for (int64_t line = 0; line < lines; line += kTapLines, a += Base::part_bytes(p, rows)) {
+        const int64_t now = lines - line < kTapLines ? lines - line : kTapLines;
+        const char* ahead = b + now * 16 * 4 * stride_c * 4;  // the next chunk, a sixteenth for each position
+        for (int32_t q = 0; q < 16; ++q, ahead += now * 16 * stride_c)
           for (int32_t block = 0; block < blocks.count; ++block) {
             const int32_t start = blocks.start(block), size = blocks.size(block);
             const GemmTaps product = vecs == kPanelVecs ? choose_gemm_taps<kPanelVecs>(size, q) : choose_gemm_taps<1>(size, q);
-            // The first block of a position fetches its sixteenth of the chunk that follows in memory.
-            const char* next = b + (chunk + kTapChunks) * 16 * 4 * stride_c * 4 + q * now * 16 * stride_c;
-            product(a + q * Base::position_bytes(p, rows) + start * Base::k_of(p) * 4 + chunk * size * 64,
-                    b + chunk * 16 * 4 * stride_c * 4, now, c + q * matrix + start * stride_c, stride_c, chunk > 0,
-                    next);
+            product(a + q * Base::position_bytes(p, rows) + start * kTapLines * 64, b, now,
+                    c + q * matrix + start * stride_c, stride_c, line > 0, ahead);
           }
+        b += now * 16 * 4 * stride_c * 4;
       }
     }
   };
