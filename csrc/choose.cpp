@@ -16,7 +16,8 @@ MachineBalance balance_of(Isa isa, DType dtype) {
   if (isa == Isa::kScalar) return {16e9, 50e9, 100e9, transform, 1e6};
   // Two 512-bit multiply-add units, fed by a mesh that gives one core little: twice the arithmetic, half the bytes.
   const bool wide = is_intel() && isa >= Isa::kAvx512;
-  const double memory = wide ? 28e9 : 50e9, shared = wide ? 56e9 : 117e9, own = wide ? 2e6 : 1e6;
+  const double memory = wide ? 28e9 : 50e9, shared = wide ? 56e9 : 117e9;
+  const double own = wide ? 2e6 : isa == Isa::kAvx2 ? 512e3 : 1e6;  // CPUs whose best room is AVX2 have 512 KB (Zen 2, Zen 3)
   double flops = 200e9;
   if (isa == Isa::kAmx) flops = 2500e9;
   else if (isa == Isa::kAvx512Bf16) flops = dtype == DType::kBF16 ? (wide ? 220e9 : 400e9) : (wide ? 350e9 : 200e9);
@@ -71,7 +72,7 @@ namespace {
 // Up to here two phases won whatever the estimate says (d6: 6 %); above, it decides (one phase won 12 to 30 % for e2, d7).
 constexpr int64_t kSharedBytesMax = 6 << 20;
 constexpr int32_t kSharedRowsMax = 256;
-constexpr int64_t kBlockBytes = 720 << 10;       // a thread's part of A in a 1 MB L2; twice that is up to 1.6x slower
+constexpr double kBlockShare = 0.72;  // of a core's own cache for its part of A; twice that is up to 1.6x slower
 constexpr int32_t kBlockRows = 22, kBlockRowsMin = 8;
 }  // namespace
 
@@ -81,14 +82,14 @@ int32_t choose_tile_block(const Kernel& kernel, const Problem& problem) {
   Geometry g;
   kernel.geometry(two_phases, &g);
   if (g.phases < 2 || (g.shared_bytes <= kSharedBytesMax && g.rows <= kSharedRowsMax)) return 0;
-  const int64_t fit = kBlockBytes / std::max<int64_t>(g.shared_bytes / g.rows, 1);
+  const MachineBalance balance = balance_of(room_of(kernel), kernel.dtype);
+  const int64_t fit = (int64_t)(kBlockShare * balance.own_cache) / std::max<int64_t>(g.shared_bytes / g.rows, 1);
   const int32_t rows = (int32_t)std::clamp<int64_t>(fit, kBlockRowsMin, kBlockRows);
   const int32_t items = divide_up(g.rows, rows);
   Problem one_phase = problem;
   one_phase.tile_block = divide_up(g.rows, items);  // equal items
   kernel.geometry(one_phase, &g);
   if (g.phases != 1) return 0;  // some kernels have one schedule
-  const MachineBalance balance = balance_of(room_of(kernel), kernel.dtype);
   return estimate(kernel, one_phase, balance) < estimate(kernel, two_phases, balance) ? one_phase.tile_block : 0;
 }
 

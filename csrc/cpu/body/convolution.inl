@@ -184,18 +184,23 @@ struct Convolution {
                       phase * Scheme::kProducts * product_bytes(p, vecs);
       const RowBlocks blocks(rows);
       const int64_t chunks = k_of(p) / E::kChunk, chunk_bytes = E::kChunk / E::kWord * stride_c * 4;
+      // One row block alone cannot hide the memory that it reads: the next product's weights are asked for by all of them.
+      const int64_t ahead_bytes = blocks.count > 1 ? align64(chunk_bytes / blocks.count) : 0;
       bool started = false;
       for (int32_t q = 0; q < Scheme::kProducts; ++q, b += product_bytes(p, vecs)) {
         if (!Scheme::live(p, phase, q)) continue;
         const char* operand = a + Scheme::position(phase, q) * position_bytes(p, rows);
         float* out = c + (Scheme::kAccumulate ? 0 : q * matrix);
+        const char* ahead = b + product_bytes(p, vecs);
         for (int32_t block = 0; block < blocks.count; ++block) {
           const int32_t start = blocks.start(block), size = blocks.size(block);
           const Gemm product = choose_gemm<E>(size, vecs);
-          for (int64_t chunk = 0; chunk < chunks; chunk += kSumChunks)
-            product(operand + start * k_of(p) * E::kBytes + chunk * size * 64, b + chunk * chunk_bytes,
-                    chunks - chunk < kSumChunks ? chunks - chunk : kSumChunks, out + start * stride_c, stride_c,
-                    (Scheme::kAccumulate && started) || chunk > 0);
+          for (int64_t chunk = 0; chunk < chunks; chunk += kSumChunks) {
+            const int64_t now = chunks - chunk < kSumChunks ? chunks - chunk : kSumChunks;
+            product(operand + start * k_of(p) * E::kBytes + chunk * size * 64, b + chunk * chunk_bytes, now,
+                    out + start * stride_c, stride_c, (Scheme::kAccumulate && started) || chunk > 0, ahead, ahead_bytes);
+            ahead += now * ahead_bytes;
+          }
         }
         started = true;
       }
@@ -224,22 +229,26 @@ struct Convolution {
     for (int32_t r = 0; r < rows; ++r) {
       int32_t y0, x0;
       Scheme::origin(p, base + r, phase, &y0, &x0);
+      Vec y[kVecs][t * t];
 #pragma GCC unroll 2
       for (int v = 0; v < kVecs; ++v) {
-        Vec m[n * n], y[t * t];
+        Vec m[n * n];
 #pragma GCC unroll 25
         for (int q = 0; q < n * n; ++q) m[q] = load(c + q * matrix + r * stride_c + v * kWidth);
-        if constexpr (n > 1) transform_output<W>(m, y);
-        else y[0] = m[0];
+        if constexpr (n > 1) transform_output<W>(m, y[v]);
+        else y[v][0] = m[0];
+      }
 #pragma GCC unroll 4
-        for (int i = 0; i < t; ++i) {
-          const int32_t row = y0 + i * Scheme::kStep;
-          if (row < 0 || row >= p.ho) continue;
+      for (int i = 0; i < t; ++i) {
+        const int32_t row = y0 + i * Scheme::kStep;
+        if (row < 0 || row >= p.ho) continue;
 #pragma GCC unroll 4
-          for (int j = 0; j < t; ++j) {
-            const int32_t column = x0 + j * Scheme::kStep;
-            if (column < 0 || column >= p.wo) continue;
-            const Vec value = add(y[i * t + j], bias[v]);
+        for (int j = 0; j < t; ++j) {
+          const int32_t column = x0 + j * Scheme::kStep;
+          if (column < 0 || column >= p.wo) continue;
+#pragma GCC unroll 2
+          for (int v = 0; v < kVecs; ++v) {
+            const Vec value = add(y[v][i * t + j], bias[v]);
             E::store(args.dst, ((int64_t)row * p.wo + column) * p.co_stored + channel + v * kWidth, value);
             if (args.stats) statistics[v].take(value);
           }

@@ -54,7 +54,7 @@ struct LastByPanels {
       for (int32_t block = 0; block < blocks.count; ++block) {
         const int32_t start = blocks.start(block);
         choose_gemm<E>(blocks.size(block), vecs)(a + start * k * E::kBytes, b, k / E::kChunk,
-                                                 c + (int64_t)start * n + panel * kPanel, n, false);
+                                                 c + (int64_t)start * n + panel * kPanel, n, false, b, 0);
       }
     }
   }

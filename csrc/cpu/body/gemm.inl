@@ -5,7 +5,8 @@
 //   C  [rows][panel] float32
 //
 // All accumulators stay in registers over the whole of k; vec.h counts them. B is prefetched 4 KB ahead, which the
-// weight-streaming deep layers want (docs/decisions/001) and which costs the others nothing measurable.
+// weight-streaming deep layers want (docs/decisions/001) and which costs the others nothing measurable. `ahead`: what will
+// be read after B, brought into L2 at `ahead_bytes` (a multiple of 64) per chunk.
 
 constexpr int kPanel = kPanelVecs * kWidth;  // output channels of a full panel
 constexpr int kPrefetchBytes = 4096;
@@ -42,7 +43,8 @@ struct RowPlace {
 };
 
 template <class E, int kRows, int kVecs>
-void gemm(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate) {
+void gemm(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate, const char* ahead,
+          int64_t ahead_bytes) {
   constexpr int kWords = E::kChunk / E::kWord;  // words in a line: 16
   Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
@@ -50,7 +52,8 @@ void gemm(const char* a, const char* b, int64_t chunks, float* c, int64_t stride
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) acc[r][v] = zero();
 
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+  for (int64_t chunk = 0; chunk < chunks; ++chunk, ahead += ahead_bytes) {
+    for (int64_t line = 0; line < ahead_bytes; line += 64) __builtin_prefetch(ahead + line, 0, 2);
 #pragma GCC unroll 4
     for (int k = 0; k < kWords; ++k) {
       Vec weights[kVecs];
@@ -79,7 +82,8 @@ void gemm(const char* a, const char* b, int64_t chunks, float* c, int64_t stride
     }
 }
 
-using Gemm = void (*)(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate);
+using Gemm = void (*)(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate,
+                      const char* ahead, int64_t ahead_bytes);
 
 template <class E, int kVecs>
 inline Gemm gemm_of_rows(int32_t rows) {
