@@ -56,6 +56,7 @@ class CudaModel final : public CompiledModel {
   // What every call does first: a forked child has none of the parent's CUDA, and touching it may hang.
   void check_process() const;
   void check_size(int32_t h, int32_t w) const;
+  void check_pointer(const void* at, const char* name) const;
   Slots acquire(const Shape& shape);
   void release(Slots slot);
   void upload(int32_t index, const LayerTensors& tensors);
@@ -146,6 +147,16 @@ void CudaModel::check_process() const {
 
 void CudaModel::check_size(int32_t h, int32_t w) const {
   P2P_REQUIRE(h >= 1 && w >= 1 && (int64_t)h * w <= kPixelsMax, "picture size ", h, "x", w, " is out of range");
+}
+
+void CudaModel::check_pointer(const void* at, const char* name) const {
+  if (!at) return;  // an empty batch
+  cudaPointerAttributes found;
+  P2P_CUDA_CALL(cudaPointerGetAttributes, &found, at);
+  P2P_REQUIRE(found.type == cudaMemoryTypeDevice || found.type == cudaMemoryTypeManaged, name,
+              ": expected memory of a GPU, got memory of the host");
+  P2P_REQUIRE(found.type == cudaMemoryTypeManaged || found.device == kDevice, name, ": expected memory of device ", kDevice,
+              ", where this engine runs, got device ", found.device);
 }
 
 void CudaModel::upload(int32_t index, const LayerTensors& tensors) {
@@ -249,6 +260,8 @@ void CudaModel::run_on(const ImageView& src, const ImageView& dst, uint64_t fram
   check_size(src.h, src.w);
   P2P_REQUIRE(src.type != PixelType::kU16 && dst.type != PixelType::kU16, "on the device pictures are uint8 or float32, got uint16");
   const OnDevice current(kDevice);
+  check_pointer(src.data, "src");
+  check_pointer(dst.data, "dst");
   const cudaStream_t on = stream ? (cudaStream_t)*stream : runtime_->stream.get();
   const int32_t most = src.n > 0 ? pictures_at_once(src.n, src.h, src.w) : 1;
   for (int32_t first = 0; first < src.n; first += most) {

@@ -277,6 +277,14 @@ cudaError_t cudaFreeHost(void* at) {
   release(pinned_blocks, at);
   return cudaSuccess;
 }
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* found, const void* at) {
+  const Guard guard(lock());
+  *found = {holder(device_blocks, at, 1)   ? cudaMemoryTypeDevice
+            : holder(pinned_blocks, at, 1) ? cudaMemoryTypeHost
+                                           : cudaMemoryTypeUnregistered,
+            0};
+  return cudaSuccess;
+}
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   const Guard guard(lock());
   finish(known(nullptr));
