@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
 
-from . import backends, images
+from . import backends, device, images
 from .errors import ForkError
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ class Engine:
         )
         ours = source is not model  # then its raw weights may go while they are packed
         self._core = chosen.compile(source, options, release=ours)
+        # The same where it takes device memory, else None.
+        self._gpu: Any = self._core if getattr(self._core, "device", -1) >= 0 else None
         self._closed = False
         self._calls: dict[tuple[int, int], None] = {}  # (process, thread) of every call in flight
         self._ms: deque[float] = deque(maxlen=1000)  # per picture, newest last
@@ -210,7 +212,7 @@ class Engine:
         try:
             if isinstance(image, (list, tuple)):
                 return self._translate_list(image, out, value_range, layout)
-            picture = images.take(image, self._ci, layout)
+            picture = self._take(image, layout)
             return self._translate(picture, out, value_range, 0)
         finally:
             self._leave()
@@ -325,9 +327,16 @@ class Engine:
         padded = [-(-length // self._multiple) * self._multiple for length in (h, w)]
         images.check_size(padded[0], padded[1], f"{what} padded to multiples of {self._multiple}")
 
-    def _translate(self, picture: images.Picture, out: Any, value_range: Range, frame: int) -> Any:
+    def _take(self, image: Any, layout: images.Layout | None) -> Any:
+        """An images.Picture, or a device.DevicePicture for what lies on this engine's GPU."""
+        if self._gpu is not None and device.on_device(image):
+            return device.take(image, self._ci, layout, self._gpu.stream)
+        return images.take(image, self._ci, layout)
+
+    def _translate(self, picture: Any, out: Any, value_range: Range, frame: int) -> Any:
         """One picture or batch, its first dropout frame being `frame`."""
-        self._check_size(*picture.pixels.shape[1:3])
+        _, h, w, _ = picture.pixels.shape
+        self._check_size(h, w)
         room = picture.room(self._co, out)
         if picture.reads(room.pixels):
             picture = picture.snapshot()
@@ -352,16 +361,22 @@ class Engine:
         frame = 0
         for index, (item, target) in enumerate(zip(items, outs, strict=True)):
             try:
-                picture = images.take(item, self._ci, layout)
+                picture = self._take(item, layout)
                 results.append(self._translate(picture, target, value_range, frame))
             except Exception as error:
                 raise _named(error, f"image[{index}]") from error
             frame += len(picture.pixels)
         return tuple(results) if isinstance(items, tuple) else results
 
-    def _run(self, src: np.ndarray, dst: np.ndarray, value_range: Range, frame: int) -> None:
-        """src (n, h, w, ci) -> dst (n, h, w, co)."""
+    def _run(self, src: Any, dst: Any, value_range: Range, frame: int) -> None:
+        """src (n, h, w, ci) -> dst (n, h, w, co), both np.ndarray or both device.View."""
         if not len(src):
+            return
+        if isinstance(src, device.View):  # not timed: the call does not wait for the result
+            self._gpu.run_on(
+                src.described(), dst.described(), value_range=value_range, frame=frame,
+                stream=src.stream,
+            )  # fmt: skip
             return
         start = time.perf_counter()
         self._core.run(src, dst, value_range=value_range, frame=frame)
@@ -418,14 +433,14 @@ class Engine:
                 yield _failed(error)
                 return
             try:
-                picture = images.take(item, self._ci, layout).snapshot()
+                picture = self._take(item, layout).snapshot()
             except Exception as error:
                 yield _failed(_named(error, f"frame {index}"))
                 return
             yield worker.submit(self._frame, picture, value_range, index, frame)
             frame += len(picture.pixels)
 
-    def _frame(self, picture: images.Picture, value_range: Range, index: int, frame: int) -> Any:
+    def _frame(self, picture: Any, value_range: Range, index: int, frame: int) -> Any:
         try:
             self._enter()
             try:
