@@ -61,7 +61,9 @@ def compiled(arch: int, dtype: str) -> list[dict[str, Any]]:
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"sm_{arch} {dtype}: {done.stderr[-2000:]}")
-        sass = subprocess.run([nvdisasm, str(cubin)], capture_output=True, text=True, check=True).stdout
+        sass = subprocess.run(
+            [nvdisasm, str(cubin)], capture_output=True, text=True, check=True
+        ).stdout
     rows: dict[str, dict[str, Any]] = {}
     for part in done.stderr.split("Compiling entry function '")[1:]:
         name = kernel_name(part)
@@ -105,8 +107,9 @@ def table(rows: list[dict[str, Any]], nvcc: str) -> str:
     lines = [
         "# Registers of the CUDA kernels",
         "",
-        f"`python bench/cuda_compile.py` makes this file. {nvcc}; 128 threads a block, no spills, no local memory,",
-        "tensor-core (HMMA, LDSM; not in f32) and 16-byte asynchronous copies (LDGSTS.128, from sm_80 on) in every kernel.",
+        f"`python bench/cuda_compile.py` makes this file. {nvcc}; 128 threads a block, no spills, no local",
+        "memory, tensor-core instructions (HMMA, LDSM; not in f32) and 16-byte asynchronous copies (LDGSTS.128;",
+        "from sm_80 on) in every kernel. bf16 needs sm_80.",
         "",
         "| kernel | " + " | ".join(f"sm_{arch}" for arch in archs) + " |",
         "| --- |" + " --- |" * len(archs),
@@ -124,13 +127,15 @@ def main() -> int:
     options = parser.parse_args()
     for name in ("nvcc", "nvdisasm"):
         if not tool(name):
-            print(f"{name} was not found: nvcc comes with the CUDA toolkit, nvdisasm as nvidia-cuda-nvdisasm")
+            print(f"{name} was not found: nvcc is the CUDA toolkit's, nvdisasm a wheel of NVIDIA's")
             return 2
     jobs = [(a, d) for a in options.arch or architectures() for d in options.dtype or DTYPES]
     rows: list[dict[str, Any]] = []
     wrong = 0
     with ThreadPoolExecutor(2) as pool:
-        for (arch, dtype), made in zip(jobs, pool.map(lambda job: compiled(*job), jobs), strict=True):
+        for (arch, dtype), made in zip(
+            jobs, pool.map(lambda job: compiled(*job), jobs), strict=True
+        ):
             registers = [row["registers"] for row in made]
             print(f"sm_{arch} {dtype}: {min(registers)}..{max(registers)} registers", flush=True)
             rows += made

@@ -45,7 +45,7 @@ CASES = [
     Case("bf16", 256, 1), Case("f32", 256, 1), Case("f16", 512, 4), Case("f16", 512, 16),
     Case("bf16", 512, 1), Case("f32", 512, 1), Case("bf16", 256, 16), Case("f32", 256, 16),
 ]  # fmt: skip
-COMPILED = CASES[:1]  # max-autotune takes a minute or more: after everything else, beside two others
+COMPILED = CASES[:1]  # max-autotune takes a minute or more: in a stage of its own
 BESIDE = ("pix2pix_fast resident", "torch CUDA graph", "torch compile max-autotune")
 
 
@@ -53,14 +53,20 @@ def peaks(floor: Path | None) -> tuple[dict[str, float], str]:
     """Arithmetic, weights from memory and maps from L2 per second, and where they come from."""
     lines = []
     if floor and floor.exists():
-        lines = [json.loads(line) for line in floor.read_text().splitlines() if line.startswith("{")]
+        lines = [
+            json.loads(line) for line in floor.read_text().splitlines() if line.startswith("{")
+        ]
     found = dict(H100)
     products = [x["tflop_per_s"] for x in lines if x.get("floor") == "mma_sync_f16"]
     cold = [x["gb_per_s"] for x in lines if x.get("floor") == "cold_read"]
     warm = [x["gb_per_s"] for x in lines if x.get("floor") == "repeated_read" and x["mb"] <= 24]
     if not (products and cold and warm):
         return found, "gpu.md's figures for an H100"
-    return {"flops": max(products) * 1e12, "weights": max(cold) * 1e9, "maps": max(warm) * 1e9}, "measured"
+    return {
+        "flops": max(products) * 1e12,
+        "weights": max(cold) * 1e9,
+        "maps": max(warm) * 1e9,
+    }, "measured"
 
 
 def floor_us(step: dict[str, Any], precision: str, peak: dict[str, float]) -> float:
@@ -100,7 +106,9 @@ class Contender(NamedTuple):
     times: Callable[[int], list[float]]
 
 
-def timed_by_events(torch: Any, run: Callable[[], Any], flush: Any = None) -> Callable[[int], list[float]]:
+def timed_by_events(
+    torch: Any, run: Callable[[], Any], flush: Any = None
+) -> Callable[[int], list[float]]:
     """Each pass between two events of the current stream; on the CPU the wall clock."""
 
     def times(count: int) -> list[float]:
@@ -308,7 +316,10 @@ def measure(
     if mine in medians and rivals:
         best = min(rivals, key=lambda k: statistics.median(rivals[k]))
         pairs = zip(medians[best], medians[mine], strict=True)
-        rows[mine] |= {"best_rival": best, "ratio": round(statistics.median(a / b for a, b in pairs), 2)}
+        rows[mine] |= {
+            "best_rival": best,
+            "ratio": round(statistics.median(a / b for a, b in pairs), 2),
+        }
         if graph in medians:
             pairs = zip(medians[graph], medians[mine], strict=True)
             rows[mine]["ratio_to_cuda_graph"] = round(statistics.median(a / b for a, b in pairs), 2)
@@ -344,7 +355,9 @@ def main() -> int:
     until = time.monotonic() + options.seconds
     cases = COMPILED if options.compile else CASES[:2] if options.ours else CASES
     if options.size:
-        cases = [case._replace(size=size) for size in options.size for case in CASES if case.size == 256]
+        cases = [
+            case._replace(size=size) for size in options.size for case in CASES if case.size == 256
+        ]
 
     def wanted(name: str) -> bool:
         if options.compile:
@@ -356,7 +369,11 @@ def main() -> int:
         if time.monotonic() > until:
             append(options.out, [row_of(case, "all", skipped="out of time")])
             continue
-        print(f"{case.precision}, {case.size}x{case.size}, batch {case.n}", file=sys.stderr, flush=True)
+        print(
+            f"{case.precision}, {case.size}x{case.size}, batch {case.n}",
+            file=sys.stderr,
+            flush=True,
+        )
         try:
             rows = measure(case, options.device, options.ngf, options.rounds, wanted)
         except Exception as error:  # noqa: BLE001 - the other cases' rows are worth having

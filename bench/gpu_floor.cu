@@ -66,9 +66,9 @@ double host_us(const std::function<void()>& run, int repeats = 50) {
     const auto begin = std::chrono::steady_clock::now();
     run();
     CHECK(cudaStreamSynchronize(stream));
-    times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count());
+    const std::chrono::duration<double, std::micro> us = std::chrono::steady_clock::now() - begin;
+    if (i >= 5) times.push_back(us.count());
   }
-  times.erase(times.begin(), times.begin() + 5);
   std::sort(times.begin(), times.end());
   return times[times.size() / 2];
 }
@@ -217,7 +217,6 @@ enum class Way { kLoads, kAsync };
 template <Way kWay>
 __global__ void read(const uint4* from, int64_t count, int repeats, unsigned* sink) {
   constexpr int kAhead = 8;
-  __shared__ uint4 landing[kAhead][256];
   unsigned sum = 0;
   const int64_t stride = (int64_t)gridDim.x * blockDim.x, first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
   for (int r = 0; r < repeats; ++r) {
@@ -231,6 +230,7 @@ __global__ void read(const uint4* from, int64_t count, int repeats, unsigned* si
       }
     } else {
 #if __CUDA_ARCH__ >= 800
+      __shared__ uint4 landing[kAhead][256];
       int64_t i = first;
       const auto ask = [&](int k) {
         const unsigned to = (unsigned)__cvta_generic_to_shared(&landing[k][threadIdx.x]);
