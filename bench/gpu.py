@@ -2,7 +2,7 @@
 
     python bench/gpu.py kernels --out results.jsonl [--floor floor.jsonl]
     python bench/gpu.py network --out results.jsonl [--seconds 100]
-    python bench/gpu.py network --device cpu --size 64   # PyTorch's side alone, to try this file
+    python bench/gpu.py network --device cpu --ngf 8   # PyTorch's side alone, to try this file
 
 Both append JSON lines. `network` runs contender after contender, round after round, in one process,
 the most telling case first, and begins no case after --seconds: a row then says so. Every contender's

@@ -3,18 +3,12 @@ H100's and on the newest, in one precision, and its committed results for all of
 
 from __future__ import annotations
 
-import json
 import shutil
-from pathlib import Path
 
 import cuda_compile
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-ROWS = [
-    json.loads(line)
-    for line in (ROOT / "bench/results/cuda-compile.jsonl").read_text().splitlines()
-]
+ROWS = cuda_compile.read()
 
 
 @pytest.mark.parametrize("arch", [75, 90, 120])
