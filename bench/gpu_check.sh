@@ -144,7 +144,7 @@ run_compile() {
 }
 
 echo "${GPU:-no GPU}, driver ${DRIVER:-none}, $DATE, commit ${COMMIT:-unknown}"
-stage build 170
+stage build 240
 stage tests 75
 stage memcheck 40
 stage racecheck 40

@@ -328,6 +328,25 @@ void mma_peak(int multiprocessors) {
   line("mma_sync_f16", text("\"warps_per_block\": %d, \"tflop_per_s\": %.0f", best_warps, best));
 }
 
+__global__ void multiply_adds(int count, float* sink) {
+  float d[32], a = 1.0f + threadIdx.x * 1e-7f;
+#pragma unroll
+  for (int k = 0; k < 32; ++k) d[k] = k * 1e-3f + threadIdx.x;
+  for (int i = 0; i < count; ++i)
+#pragma unroll
+    for (float& v : d) v = fmaf(v, a, 0.5f);
+  float sum = 0;
+  for (float v : d) sum += v;
+  if (sum == 1234.5f) *sink = sum;
+}
+
+void fma_peak(int multiprocessors) {
+  Memory sink(4);
+  constexpr int count = 4000, threads = 512;
+  const double us = device_us([&] { multiply_adds<<<multiprocessors * 4, threads, 0, stream>>>(count, (float*)sink.data); }, 5);
+  line("fma_f32", text("\"tflop_per_s\": %.1f", 2.0 * 32 * count * threads * 4 * multiprocessors / us * 1e-6));
+}
+
 // ---- g: the way to the host ----
 
 void pinned_copies() {
@@ -389,5 +408,6 @@ int main() {
     if (device.major >= 8) stage("cold reads by cp.async", [&] { cold_read<Way::kAsync>("cp.async", blocks, mb); });
   }
   stage("mma.sync", [&] { mma_peak(sms); });
+  stage("fma", [&] { fma_peak(sms); });
   return failed > 0;
 }
