@@ -67,7 +67,7 @@ cuda::Picture dense(void* data, int32_t h, int32_t w, int32_t c, int32_t bytes) 
   p.w = w;
   p.c = c;
   p.bytes = bytes;
-  return p;
+  return cuda::completed(p);
 }
 
 }  // namespace
