@@ -196,10 +196,10 @@ class Engine:
             interface or the buffer protocol (-> NumPy); torch tensor (H, W), (C, H, W) or (N, C, H,
             W) on the CPU (-> torch); or a list or tuple of such. With backend="cuda" also a torch
             tensor on the GPU, or what has `__cuda_array_interface__` or speaks DLPack there: uint8
-            or float32, read and written in place on the caller's stream, see docs/api.md. uint8 0..255, uint16 0..65535,
-            float16/32/64 over value_range. RGB; alpha is dropped; EXIF turns are applied. Any
-            strides; read only; any H, W >= 1 up to 64 megapixels. Every picture has its own
-            statistics.
+            or float32, read and written in place on the caller's stream, see docs/api.md.
+            uint8 0..255, uint16 0..65535, float16/32/64 over value_range. RGB; alpha is dropped;
+            EXIF turns are applied. Any strides; read only; any H, W >= 1 up to 64 megapixels. Every
+            picture has its own statistics.
         out: array or tensor of the result's shape to write into, returned; its dtype decides the
             range of the result. A list of them for a list.
         value_range: (black, white) of floating-point pixels, in and out.
