@@ -24,7 +24,7 @@ def cuda() -> dict[str, Any]:
     """
 
 def dlpack(capsule: object) -> dict[str, Any]:
-    """{"pointer", "device": (type, id), "shape", "strides": in bytes, "dtype"} of a DLPack capsule, which stays the owner."""
+    """{"pointer", "device": (type, id), "shape", "strides": in bytes, "dtype"} of a capsule that stays the owner."""
 
 def peaks(*, isa: str = "", precision: str = "f32", threads: int = 0) -> dict[str, float]:
     """{"flops", "bytes_per_second"} of this machine: the room's product on operands in cache, and reading 256 MB.
@@ -110,7 +110,7 @@ class Engine:
         frame: int = 0,
         stream: int | None = None,
     ) -> None:
-        """`run` on device memory: {"pointer", "shape": (n, h, w, c), "strides": in bytes, "dtype": "uint8" or "float32"}.
+        """`run` on device memory: {"pointer", "shape": (n, h, w, c), "strides": in bytes, "dtype": uint8 or float32}.
 
         stream: the caller's, and the call does not wait; None: `stream`, and it does.
         """

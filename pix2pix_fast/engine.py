@@ -49,8 +49,8 @@ class Engine:
         Model.
     backend: "cpu", "cuda", "tensorrt", or "auto" for the best one that runs here (logged by the
         logger "pix2pix_fast").
-    precision: "f32", "bf16" or "f16" arithmetic; "auto" is "f32" on a CPU. A lower one only when
-        asked for.
+    precision: "f32", "bf16" or "f16" arithmetic; "auto" is "f32" on a CPU, where a lower one is
+        used only when asked for, and "f16" with float32 sums on a GPU.
     threads: CPU threads per call, 1 to 1024; None takes the CPUs this process may use.
     norm: "image" normalises by each picture's own statistics, as the method's test program does;
         "running" folds the stored statistics into the weights.
@@ -194,10 +194,12 @@ class Engine:
         image: path or bytes of a PNG, JPEG, WebP, BMP, TIFF or PPM file (-> PIL); PIL image; array
             (H, W), (H, W, C) or (N, H, W, C), of NumPy or anything that speaks DLPack, the array
             interface or the buffer protocol (-> NumPy); torch tensor (H, W), (C, H, W) or (N, C, H,
-            W) on the CPU (-> torch); or a list or tuple of such. uint8 0..255, uint16 0..65535,
-            float16/32/64 over value_range. RGB; alpha is dropped; EXIF turns are applied. Any
-            strides; read only; any H, W >= 1 up to 64 megapixels. Every picture has its own
-            statistics.
+            W) on the CPU (-> torch); or a list or tuple of such. With backend="cuda" also a torch
+            tensor on the GPU, or what has `__cuda_array_interface__` or speaks DLPack there: uint8
+            or float32, read and written in place on the caller's stream, see docs/api.md.
+            uint8 0..255, uint16 0..65535, float16/32/64 over value_range. RGB; alpha is dropped;
+            EXIF turns are applied. Any strides; read only; any H, W >= 1 up to 64 megapixels. Every
+            picture has its own statistics.
         out: array or tensor of the result's shape to write into, returned; its dtype decides the
             range of the result. A list of them for a list.
         value_range: (black, white) of floating-point pixels, in and out.

@@ -250,8 +250,6 @@ Plan make_plan(const Network& network, DType dtype, int32_t n, int32_t h, int32_
   return plan;
 }
 
-namespace {
-
 Picture completed(Picture p) {
   if (p.stride_n == 0 && p.stride_h == 0 && p.stride_w == 0 && p.stride_c == 0) {
     p.stride_c = 1;
@@ -262,8 +260,6 @@ Picture completed(Picture p) {
   if (p.scale == 0.0f) p.scale = 1.0f;
   return p;
 }
-
-}  // namespace
 
 void bind(Plan& plan, const Network& network, const std::vector<LayerData>& layers, char* arena, uint32_t* counters,
           const Picture& in, const Picture& out, const uint64_t* dropout) {

@@ -66,6 +66,8 @@ struct Plan {
 Kind kind_of(const Network& network, int32_t layer);
 // keep: every output lives until the end (tests look at them).
 Plan make_plan(const Network& network, DType dtype, int32_t n, int32_t h, int32_t w, int32_t sms, bool keep = false);
+// Where all strides are zero, those of one dense piece; where scale is, 1.
+Picture completed(Picture picture);
 // Fills in the pointers. `dropout`: device memory {seed, frame} or null.
 void bind(Plan& plan, const Network& network, const std::vector<LayerData>& layers, char* arena, uint32_t* counters,
           const Picture& in, const Picture& out, const uint64_t* dropout);

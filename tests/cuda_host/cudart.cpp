@@ -14,6 +14,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <set>
@@ -83,15 +84,17 @@ const std::pair<char* const, Block>* holder(std::map<char*, Block>& blocks, cons
 
 }  // namespace
 
-struct FakeEvent {
-  int64_t recorded = 0, passed = 0;  // numbers of records asked for and done
-  FakeStream* stream = nullptr;      // of the latest record
+struct Record {
+  FakeStream* stream;
+  bool passed = false;
   std::chrono::steady_clock::time_point when;
+};
+struct FakeEvent {
+  std::shared_ptr<Record> latest;  // none: counts as passed
 };
 struct Work {
   std::function<void()> run;
-  FakeEvent* awaited = nullptr;      // first let this one pass ...
-  int64_t number = 0;                // ... this record
+  std::shared_ptr<Record> awaited = nullptr;  // first let this one pass
 };
 struct FakeStream {
   std::deque<Work> work;
@@ -116,10 +119,6 @@ std::set<FakeStream*>& streams() {
   static auto* all = new std::set<FakeStream*>;
   return *all;
 }
-std::set<FakeEvent*>& events() {
-  static auto* all = new std::set<FakeEvent*>;
-  return *all;
-}
 FakeStream* known(FakeStream* stream) {
   static auto* legacy = new FakeStream;
   if (stream == nullptr || stream == (FakeStream*)1 || stream == (FakeStream*)2) return legacy;
@@ -133,7 +132,7 @@ void finish(FakeStream* stream) {
   while (!stream->work.empty()) {
     Work work = std::move(stream->work.front());
     stream->work.pop_front();
-    if (work.awaited && events().count(work.awaited) && work.awaited->passed < work.number) finish(work.awaited->stream);
+    if (work.awaited && !work.awaited->passed) finish(work.awaited->stream);
     if (work.run) work.run();
   }
   stream->running = false;
@@ -159,7 +158,11 @@ Launch launch_of(const void* function, dim3 grid, dim3 block, size_t shared, voi
 void run_kernel(const Launch& launch) {
   static uint32_t seed = 0;
   p2p::cuda::host::forbid_all();
-  for (const auto& [at, block] : device_blocks) p2p::cuda::host::allow(at, (int64_t)block.bytes, true);
+  using p2p::cuda::host::Memory;
+  for (const auto& [at, block] : device_blocks) {
+    const bool weights = (char*)launch.args.weights >= at && (char*)launch.args.weights < at + block.bytes;
+    p2p::cuda::host::allow(at, (int64_t)block.bytes, weights ? Memory::kConstant : Memory::kOutput);
+  }
   ++counts.launches;
   try {
     p2p::cuda::host::run(launch, ++seed);
@@ -325,40 +328,38 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   const Guard guard(lock());
-  known(stream)->work.push_back({nullptr, event, event->recorded});
+  known(stream)->work.push_back({nullptr, event->latest});
   return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   const Guard guard(lock());
-  events().insert(*event = new FakeEvent);
+  *event = new FakeEvent;
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   const Guard guard(lock());
-  if (event->passed < event->recorded) finish(event->stream);
-  events().erase(event);
   delete event;
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const Guard guard(lock());
-  event->stream = known(stream);
-  const int64_t number = ++event->recorded;
-  event->stream->work.push_back({[event, number] {
-    event->passed = number;
-    event->when = std::chrono::steady_clock::now();
+  const auto record = event->latest = std::make_shared<Record>(Record{known(stream)});
+  record->stream->work.push_back({[record] {
+    record->passed = true;
+    record->when = std::chrono::steady_clock::now();
   }});
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   const Guard guard(lock());
-  if (event->passed < event->recorded) finish(event->stream);
+  if (event->latest && !event->latest->passed) finish(event->latest->stream);
   return cudaSuccess;
 }
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to) {
   const Guard guard(lock());
-  if (!from->passed || !to->passed) wrong("the time of an event that has not passed");
-  *ms = std::chrono::duration<float, std::milli>(to->when - from->when).count();
+  for (cudaEvent_t event : {from, to})
+    if (!event->latest || !event->latest->passed) wrong("the time of an event that has not passed");
+  *ms = std::chrono::duration<float, std::milli>(to->latest->when - from->latest->when).count();
   return cudaSuccess;
 }
 

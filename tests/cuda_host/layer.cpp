@@ -61,8 +61,13 @@ void poison_dead_taps(const cuda::Launch& launch, std::vector<char>& weights) {
 }
 
 cuda::Picture dense(void* data, int32_t h, int32_t w, int32_t c, int32_t bytes) {
-  const int64_t row = (int64_t)w * c;
-  return {data, h, w, c, bytes, h * row, row, c, 1, 1.0f, 0.0f};
+  cuda::Picture p{};
+  p.data = data;
+  p.h = h;
+  p.w = w;
+  p.c = c;
+  p.bytes = bytes;
+  return cuda::completed(p);
 }
 
 }  // namespace

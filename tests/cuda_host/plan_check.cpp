@@ -36,15 +36,11 @@ extern "C" void p2p_plan_check(const char* planted, char* said, int size) {
   std::vector<cuda::Step>& steps = plan.steps;
   if (fault == "a kernel that waits for none") steps[4].waits_for = -1;
   if (fault == "a kernel that waits too early") steps[6].waits_for = 4;
-  if (fault == "a map over the skip") steps[2].dst = steps[1].dst;
-  if (fault == "a map over its own input") {
-    steps[8].skip = -1;  // so that nobody else reads it
-    steps[2].dst = steps[1].dst;
-  }
-  if (fault == "shared counters") {  // of two kernels of which one need not wait for the other
+  if (fault == "a map over a skip") steps[3].dst = steps[1].dst;
+  if (fault == "a map over its own input") steps[2].dst = steps[1].dst;
+  if (fault == "two kernels at once") {  // each reads step 0 alone, but their buffers were placed one after the other
     steps[2].waits_for = 0;
     steps[2].input = 0;
-    steps[2].counters = steps[1].counters;
   }
   std::snprintf(said, size, "%s", cuda::hazard(plan).c_str());
 }
