@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import nets
 import numpy as np
 
-from pix2pix_fast import Engine
+from pix2pix_fast import Engine, backends
 from pix2pix_fast.model import Model
 
 # gpu.md, section 2: an H100. Used where gpu_floor.cu's lines are not given.
@@ -352,6 +352,10 @@ def main() -> int:
     parser.add_argument("--ours", action="store_true", help="no rivals, batch 1 in f16")
     parser.add_argument("--compile", action="store_true", help="torch.compile beside the best two")
     options = parser.parse_args()
+    missing = backends.available()["cuda"] if options.device == "cuda" else ""
+    if missing:
+        print(f"bench/gpu.py: {missing}", file=sys.stderr)
+        return 3
     if options.what == "kernels":
         append(options.out, kernels(options.floor))
         return 0

@@ -108,13 +108,13 @@ run_tests() {  # a test that skips for want of a GPU is a failure here
 run_memcheck() {
   need "the build" "$SITE/built"
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer was not found"; exit 2; }
-  cd / && compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" -P "$ROOT/bench/gpu_twin.py"
+  cd / && compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" "$ROOT/bench/gpu_twin.py"
 }
 
 run_racecheck() {
   need "the build" "$SITE/built"
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer was not found"; exit 2; }
-  cd / && compute-sanitizer --tool racecheck --error-exitcode 9 "$PYTHON" -P "$ROOT/bench/gpu_twin.py"
+  cd / && compute-sanitizer --tool racecheck --error-exitcode 9 "$PYTHON" "$ROOT/bench/gpu_twin.py"
 }
 
 run_floor() {
@@ -125,22 +125,22 @@ run_floor() {
 
 run_kernels() {
   need "the build" "$SITE/built"
-  cd / && "$PYTHON" -P "$ROOT/bench/gpu.py" kernels --out "$OUT/kernels.jsonl" --floor "$OUT/floor.jsonl"
+  cd / && "$PYTHON" "$ROOT/bench/gpu.py" kernels --out "$OUT/kernels.jsonl" --floor "$OUT/floor.jsonl"
 }
 
 run_network() {
   need "the build" "$SITE/built"
-  cd / && "$PYTHON" -P "$ROOT/bench/gpu.py" network --out "$OUT/network.jsonl" --seconds $((LIMIT - 25))
+  cd / && "$PYTHON" "$ROOT/bench/gpu.py" network --out "$OUT/network.jsonl" --seconds $((LIMIT - 25))
 }
 
 run_pdl() {
   need "the build" "$SITE/built"
-  cd / && P2P_CUDA_PDL=1 "$PYTHON" -P "$ROOT/bench/gpu.py" network --ours --out "$OUT/pdl.jsonl"
+  cd / && P2P_CUDA_PDL=1 "$PYTHON" "$ROOT/bench/gpu.py" network --ours --out "$OUT/pdl.jsonl"
 }
 
 run_compile() {
   need "the build" "$SITE/built"
-  cd / && "$PYTHON" -P "$ROOT/bench/gpu.py" network --compile --out "$OUT/compile.jsonl"
+  cd / && "$PYTHON" "$ROOT/bench/gpu.py" network --compile --out "$OUT/compile.jsonl"
 }
 
 echo "${GPU:-no GPU}, driver ${DRIVER:-none}, $DATE, commit ${COMMIT:-unknown}"
