@@ -300,6 +300,31 @@ def test_pictures_in_device_memory(built: Path) -> None:
     )
 
 
+def test_torch_tensors_on_the_gpu(built: Path) -> None:
+    """Over a stand-in for torch: CHW by habit, its current stream, no waiting, new memory by torch."""
+    passes(
+        built,
+        """
+        import sys
+        model = tiny_model(3, ci=3, co=1)
+        cuda = Engine(model, backend="cuda", precision="f32", size=(8, 8))
+        host = noise((2, 16, 24, 3))
+        wanted = cuda.translate(host)
+        stream = Stream()
+        torch = sys.modules["torch"] = fake_device.fake_torch(stream)
+        nchw, nhwc = np.ascontiguousarray(host.transpose(0, 3, 1, 2)), host
+        for array, layout in ((nchw, None), (nhwc.transpose(0, 3, 1, 2), None), (nhwc, "HWC")):
+            result = cuda.translate(torch.Tensor(Array(array)), layout=layout)
+            assert isinstance(result, torch.Tensor) and result.dtype == "torch.uint8" and stream.pending()
+            stream.finish()
+            got = result.array.get()
+            assert np.array_equal(got if layout else got.transpose(0, 2, 3, 1), wanted)
+        half = torch.Tensor(Array(nchw.astype(np.float16)))
+        fails(lambda: cuda.translate(half), TypeError, "uint8 or float32", "float16")
+        """,
+    )
+
+
 def test_dependent_launch_gives_the_same_bits(built: Path) -> None:
     code = """
         cuda = Engine(tiny_model(3), backend="cuda", size=(16, 16))
