@@ -215,6 +215,15 @@ def test_big_batches_are_split(built: Path, tmp_path: Path) -> None:
         result = cuda.translate(Array(x, stream))
         stream.finish()
         assert close(result.get(), wanted)
+
+        import signal  # Ctrl-C is seen between two launches
+        many = np.repeat(x, 800, axis=0)
+        signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        before = counts()["graph_launches"]
+        fails(lambda: cuda.translate(many), KeyboardInterrupt)
+        assert 0 < counts()["graph_launches"] - before < 2000
+        assert close(cuda.translate(x), wanted)
         """,
     )
 
