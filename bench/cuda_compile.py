@@ -2,9 +2,11 @@
 whether tensor-core and 16-byte asynchronous instructions are there. Needs nvcc and nvdisasm, no GPU.
 
     python bench/cuda_compile.py                        # all that nvcc knows from sm_75 on, five minutes
-    python bench/cuda_compile.py --arch 90 --dtype f16  # some; nothing is written
+    python bench/cuda_compile.py --arch 90 --dtype f16  # some
 
-A full run writes results/cuda-compile.jsonl (a line per kernel) and the table of docs/cuda-registers.md.
+Writes its rows, a line per kernel, into results/cuda-compile.jsonl (those of other architectures and
+precisions stay) and the table of docs/cuda-registers.md. Needs every row to be of today's kernels: run
+all of it when csrc/cuda/layer.cuh or device.cuh changes.
 Exit status 1 if a kernel spills, uses local memory or lacks the instructions of its precision.
 """
 
@@ -23,9 +25,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench/results/cuda-compile.jsonl"
+TABLE = ROOT / "docs/cuda-registers.md"
 DTYPES = ("f16", "bf16", "f32")
 KINDS = ("first", "conv", "deconv", "last")  # as kernels.h counts them
 TILES = ("64x64", "64x32", "16x32", "64x16")
+
+
+def read() -> list[dict[str, Any]]:
+    """The rows of earlier runs."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def tool(name: str) -> str | None:
@@ -61,7 +71,9 @@ def compiled(arch: int, dtype: str) -> list[dict[str, Any]]:
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"sm_{arch} {dtype}: {done.stderr[-2000:]}")
-        sass = subprocess.run([nvdisasm, str(cubin)], capture_output=True, text=True, check=True).stdout
+        sass = subprocess.run(
+            [nvdisasm, str(cubin)], capture_output=True, text=True, check=True
+        ).stdout
     rows: dict[str, dict[str, Any]] = {}
     for part in done.stderr.split("Compiling entry function '")[1:]:
         name = kernel_name(part)
@@ -105,15 +117,18 @@ def table(rows: list[dict[str, Any]], nvcc: str) -> str:
     lines = [
         "# Registers of the CUDA kernels",
         "",
-        f"`python bench/cuda_compile.py` makes this file. {nvcc}; 128 threads a block, no spills, no local memory,",
-        "tensor-core (HMMA, LDSM; not in f32) and 16-byte asynchronous copies (LDGSTS.128, from sm_80 on) in every kernel.",
+        f"`python bench/cuda_compile.py` makes this file. {nvcc}; 128 threads a block, no spills, no local",
+        "memory, tensor-core instructions (HMMA, LDSM; not in f32) and 16-byte asynchronous copies (LDGSTS.128;",
+        "from sm_80 on) in every kernel. bf16 needs sm_80.",
         "",
         "| kernel | " + " | ".join(f"sm_{arch}" for arch in archs) + " |",
         "| --- |" + " --- |" * len(archs),
     ]
     found = {(f"{row['kernel']}_{row['dtype']}", row["arch"]): row["registers"] for row in rows}
     for name in sorted({name for name, _ in found}):
-        lines.append(f"| `{name}` | " + " | ".join(str(found[name, arch]) for arch in archs) + " |")
+        lines.append(
+            f"| `{name}` | " + " | ".join(str(found.get((name, arch), "")) for arch in archs) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -124,13 +139,15 @@ def main() -> int:
     options = parser.parse_args()
     for name in ("nvcc", "nvdisasm"):
         if not tool(name):
-            print(f"{name} was not found: nvcc comes with the CUDA toolkit, nvdisasm as nvidia-cuda-nvdisasm")
+            print(f"{name} was not found: nvcc is the CUDA toolkit's, nvdisasm a wheel of NVIDIA's")
             return 2
     jobs = [(a, d) for a in options.arch or architectures() for d in options.dtype or DTYPES]
     rows: list[dict[str, Any]] = []
     wrong = 0
     with ThreadPoolExecutor(2) as pool:
-        for (arch, dtype), made in zip(jobs, pool.map(lambda job: compiled(*job), jobs), strict=True):
+        for (arch, dtype), made in zip(
+            jobs, pool.map(lambda job: compiled(*job), jobs), strict=True
+        ):
             registers = [row["registers"] for row in made]
             print(f"sm_{arch} {dtype}: {min(registers)}..{max(registers)} registers", flush=True)
             rows += made
@@ -138,13 +155,12 @@ def main() -> int:
                 for fault in faults(row):
                     wrong += 1
                     print(f"  {row['kernel']} {fault}")
-    if not options.arch and not options.dtype:
-        release = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
-        version = re.search(r"release ([\d.]+), (V[\d.]+)", release.stdout)
-        nvcc = f"nvcc {version[2]}" if version else "nvcc"
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (ROOT / "bench/results/cuda-compile.jsonl").write_text(lines)
-        (ROOT / "docs/cuda-registers.md").write_text(table(rows, nvcc))
+    release = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
+    version = re.search(r"release [\d.]+, V([\d.]+)", release.stdout)
+    rows += [row for row in read() if (row["arch"], row["dtype"]) not in jobs]
+    rows.sort(key=lambda row: (row["arch"], row["dtype"], row["kernel"]))
+    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    TABLE.write_text(table(rows, f"nvcc {version[1]}" if version else "nvcc"))
     return int(wrong > 0)
 
 

@@ -2,7 +2,7 @@
 
     python bench/gpu.py kernels --out results.jsonl [--floor floor.jsonl]
     python bench/gpu.py network --out results.jsonl [--seconds 100]
-    python bench/gpu.py network --device cpu --size 64   # PyTorch's side alone, to try this file
+    python bench/gpu.py network --device cpu --ngf 8   # PyTorch's side alone, to try this file
 
 Both append JSON lines. `network` runs contender after contender, round after round, in one process,
 the most telling case first, and begins no case after --seconds: a row then says so. Every contender's
@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 import nets
 import numpy as np
 
-from pix2pix_fast import Engine
+from pix2pix_fast import Engine, backends
 from pix2pix_fast.model import Model
 
 # gpu.md, section 2: an H100. Used where gpu_floor.cu's lines are not given.
-H100 = {"flops": 800e12, "weights": 3.0e12, "maps": 5.5e12}
+H100 = {"flops": 800e12, "f32 flops": 60e12, "weights": 3.0e12, "maps": 5.5e12}
 BYTES = {"f16": 2, "bf16": 2, "f32": 4}
 FLUSH_BYTES = 256 << 20  # more than any L2
 
@@ -45,7 +45,7 @@ CASES = [
     Case("bf16", 256, 1), Case("f32", 256, 1), Case("f16", 512, 4), Case("f16", 512, 16),
     Case("bf16", 512, 1), Case("f32", 512, 1), Case("bf16", 256, 16), Case("f32", 256, 16),
 ]  # fmt: skip
-COMPILED = CASES[:1]  # max-autotune takes a minute or more: after everything else, beside two others
+COMPILED = CASES[:1]  # max-autotune takes a minute or more: in a stage of its own
 BESIDE = ("pix2pix_fast resident", "torch CUDA graph", "torch compile max-autotune")
 
 
@@ -53,21 +53,30 @@ def peaks(floor: Path | None) -> tuple[dict[str, float], str]:
     """Arithmetic, weights from memory and maps from L2 per second, and where they come from."""
     lines = []
     if floor and floor.exists():
-        lines = [json.loads(line) for line in floor.read_text().splitlines() if line.startswith("{")]
-    found = dict(H100)
-    products = [x["tflop_per_s"] for x in lines if x.get("floor") == "mma_sync_f16"]
-    cold = [x["gb_per_s"] for x in lines if x.get("floor") == "cold_read"]
-    warm = [x["gb_per_s"] for x in lines if x.get("floor") == "repeated_read" and x["mb"] <= 24]
-    if not (products and cold and warm):
-        return found, "gpu.md's figures for an H100"
-    return {"flops": max(products) * 1e12, "weights": max(cold) * 1e9, "maps": max(warm) * 1e9}, "measured"
+        lines = [
+            json.loads(line) for line in floor.read_text().splitlines() if line.startswith("{")
+        ]
+
+    def best(name: str, field: str) -> float:
+        return max((x[field] for x in lines if x.get("floor") == name), default=0)
+
+    small = [x for x in lines if x.get("floor") == "repeated_read" and x["mb"] <= 24]
+    measured = {
+        "flops": best("mma_sync_f16", "tflop_per_s") * 1e12,
+        "f32 flops": best("fma_f32", "tflop_per_s") * 1e12,
+        "weights": best("cold_read", "gb_per_s") * 1e9,
+        "maps": max((x["gb_per_s"] for x in small), default=0) * 1e9,
+    }
+    return (
+        (measured, "measured") if all(measured.values()) else (H100, "gpu.md's figures for an H100")
+    )
 
 
 def floor_us(step: dict[str, Any], precision: str, peak: dict[str, float]) -> float:
     """The longest of a layer's arithmetic, its weights from memory, its maps through L2."""
     maps = step["hi"] * step["wi"] * step["ci"] + step["ho"] * step["wo"] * step["co"]
     return 1e6 * max(
-        2 * step["macs"] / peak["flops"],
+        2 * step["macs"] / peak["f32 flops" if precision == "f32" else "flops"],
         step["weight_bytes"] / peak["weights"],
         maps * BYTES[precision] / peak["maps"],
     )
@@ -100,7 +109,9 @@ class Contender(NamedTuple):
     times: Callable[[int], list[float]]
 
 
-def timed_by_events(torch: Any, run: Callable[[], Any], flush: Any = None) -> Callable[[int], list[float]]:
+def timed_by_events(
+    torch: Any, run: Callable[[], Any], flush: Any = None
+) -> Callable[[int], list[float]]:
     """Each pass between two events of the current stream; on the CPU the wall clock."""
 
     def times(count: int) -> list[float]:
@@ -150,8 +161,11 @@ def torch_net(model: Model, n: int) -> Any:
     return net.eval().requires_grad_(False)
 
 
-def rival(case: Case, model: Model, x: Any, form: str) -> Callable[[], Contender]:
-    """PyTorch in one of its forms: eager, channels-last, compile, graph."""
+def rival(
+    case: Case, model: Model, x: Any, form: str, cold: bool = False
+) -> Callable[[], Contender]:
+    """PyTorch in one of its forms: eager, channels-last, compile, graph, graph channels-last; cold: L2
+    flushed before each pass."""
     import torch
 
     def make() -> Contender:
@@ -177,7 +191,8 @@ def rival(case: Case, model: Model, x: Any, form: str) -> Callable[[], Contender
                 graph.replay()
                 return result
 
-        return Contender(run, timed_by_events(torch, run))
+        flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=x.device) if cold else None
+        return Contender(run, timed_by_events(torch, run, flush))
 
     return make
 
@@ -229,6 +244,7 @@ def contenders(
     if x.device.type == "cuda":
         made["torch CUDA graph"] = rival(case, model, x, "graph")
         made["torch CUDA graph channels-last"] = rival(case, model, x, "graph channels-last")
+        made["torch CUDA graph cold"] = rival(case, model, x, "graph", cold=True)
     made["torch compile max-autotune"] = rival(case, model, x, "compile")
     return made
 
@@ -304,11 +320,14 @@ def measure(
         rows[name]["us"] = round(statistics.median(values), 2)
         rows[name]["round_us"] = [round(v, 2) for v in values]
     mine, graph = "pix2pix_fast resident", "torch CUDA graph"
-    rivals = {k: v for k, v in medians.items() if k.startswith("torch")}
+    rivals = {k: v for k, v in medians.items() if k.startswith("torch") and "cold" not in k}
     if mine in medians and rivals:
         best = min(rivals, key=lambda k: statistics.median(rivals[k]))
         pairs = zip(medians[best], medians[mine], strict=True)
-        rows[mine] |= {"best_rival": best, "ratio": round(statistics.median(a / b for a, b in pairs), 2)}
+        rows[mine] |= {
+            "best_rival": best,
+            "ratio": round(statistics.median(a / b for a, b in pairs), 2),
+        }
         if graph in medians:
             pairs = zip(medians[graph], medians[mine], strict=True)
             rows[mine]["ratio_to_cuda_graph"] = round(statistics.median(a / b for a, b in pairs), 2)
@@ -333,6 +352,10 @@ def main() -> int:
     parser.add_argument("--ours", action="store_true", help="no rivals, batch 1 in f16")
     parser.add_argument("--compile", action="store_true", help="torch.compile beside the best two")
     options = parser.parse_args()
+    missing = backends.available()["cuda"] if options.device == "cuda" else ""
+    if missing:
+        print(f"bench/gpu.py: {missing}", file=sys.stderr)
+        return 3
     if options.what == "kernels":
         append(options.out, kernels(options.floor))
         return 0
@@ -344,7 +367,9 @@ def main() -> int:
     until = time.monotonic() + options.seconds
     cases = COMPILED if options.compile else CASES[:2] if options.ours else CASES
     if options.size:
-        cases = [case._replace(size=size) for size in options.size for case in CASES if case.size == 256]
+        cases = [
+            case._replace(size=size) for size in options.size for case in CASES if case.size == 256
+        ]
 
     def wanted(name: str) -> bool:
         if options.compile:
@@ -356,7 +381,11 @@ def main() -> int:
         if time.monotonic() > until:
             append(options.out, [row_of(case, "all", skipped="out of time")])
             continue
-        print(f"{case.precision}, {case.size}x{case.size}, batch {case.n}", file=sys.stderr, flush=True)
+        print(
+            f"{case.precision}, {case.size}x{case.size}, batch {case.n}",
+            file=sys.stderr,
+            flush=True,
+        )
         try:
             rows = measure(case, options.device, options.ngf, options.rounds, wanted)
         except Exception as error:  # noqa: BLE001 - the other cases' rows are worth having

@@ -7,7 +7,8 @@
 # installation: the package is built for the GPU that is there, into out/gpu_check/site. Every stage has its own limit and a
 # share of the eight minutes; one that fails leaves the others' results. Exit status: how many stages failed.
 #
-# PYTHON (default python3), P2P_GPU_CHECK_SECONDS (default 470) and STAGES (default all, in this order) may be set:
+# To be set: PYTHON (python3), P2P_GPU_CHECK_SECONDS (470), P2P_CUDA_ARCHITECTURES (native: the GPU that is there; a number
+# builds without one, so that the other stages can be seen to fail), and STAGES (all, in this order):
 STAGES=${STAGES:-build tests memcheck racecheck floor kernels network pdl compile}
 set -u
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
@@ -19,10 +20,12 @@ RESULTS=$ROOT/bench/results/gpu-${DATE%T*}.jsonl
 END=$(($(date +%s) + ${P2P_GPU_CHECK_SECONDS:-470}))
 GPU=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1)
 DRIVER=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)
-COMMIT=$(git -C "$ROOT" rev-parse --short HEAD 2>/dev/null)
+COMMIT=$(git -C "$ROOT" rev-parse --short HEAD 2>/dev/null)$(git -C "$ROOT" diff --quiet HEAD 2>/dev/null || echo +)
+ARCHITECTURES=${P2P_CUDA_ARCHITECTURES:-native}
 FAILED=0
 mkdir -p "$OUT" "$ROOT/bench/results"
-rm -f "$OUT"/*.jsonl
+rm -f "$OUT"/*.jsonl "$OUT"/*.log
+case " $STAGES " in *" build "*) rm -rf "$SITE" ;; esac
 export PATH=$PATH:/usr/local/cuda/bin PYTHONPATH=$SITE PYTHONUNBUFFERED=1
 
 # Lines of a stage to the results, each with who measured and when.
@@ -50,8 +53,8 @@ stage() {
     status=124
     echo "no time is left" >"$OUT/$name.log"
   else
-    export LIMIT=$limit OUT ROOT SITE PYTHON
-    export -f "run_$name" need
+    export LIMIT=$limit OUT ROOT SITE PYTHON ARCHITECTURES
+    export -f "run_$name" need need_gpu
     timeout -k 5 "$limit" bash -c "set -u; run_$name" >"$OUT/$name.log" 2>&1
     status=$?
   fi
@@ -64,27 +67,31 @@ stage() {
     echo "$name: FAILED (status $status, $seconds s): $OUT/$name.log ends"
     tail -n 5 "$OUT/$name.log" | sed 's/^/    /'
   fi
-  said=$(grep -v '^$' "$OUT/$name.log" | tail -n 1 | tr -d '"\\\000-\037' | cut -c1-200)
+  said=$(grep -v '^$' "$OUT/$name.log" | tail -n 1 | sed "s#$ROOT/##g" | tr -d '"\\\000-\037' | cut -c1-200)
   printf '{"stage": "%s", "status": %d, "seconds": %d, "said": "%s"}\n' "$name" $status $seconds "$said" >"$OUT/stage.jsonl"
   collect "$OUT/stage.jsonl"
   collect "$OUT/$name.jsonl"
 }
 
 # need WORD FILE: for stages that need what an earlier one should have made.
-need() { [ -e "$2" ] || { echo "needs $1, which is not there: $2"; exit 4; }; }
+need() { [ -e "$2" ] || { echo "needs $1, which is not there: ${2#"$ROOT"/}"; exit 4; }; }
+
+need_gpu() {
+  command -v nvidia-smi >/dev/null || { echo "no NVIDIA driver: nvidia-smi was not found"; exit 3; }
+  nvidia-smi -L || { echo "nvidia-smi finds no GPU"; exit 3; }
+}
 
 run_build() {
   local tool
   for tool in nvcc cmake ninja; do command -v $tool >/dev/null || { echo "$tool was not found"; exit 2; }; done
   "$PYTHON" -c "import pybind11, numpy, PIL, safetensors, click, rich" || exit 2
-  nvidia-smi -L || { echo "no NVIDIA driver: nvidia-smi fails"; exit 3; }
-  rm -rf "$SITE"
+  [ "$ARCHITECTURES" != native ] || need_gpu
   mkdir -p "$SITE"
   cp -r "$ROOT/pix2pix_fast" "$SITE/pix2pix_fast" && rm -f "$SITE"/pix2pix_fast/_core*.so
   cp -r "$ROOT/train" "$SITE/pix2pix_fast/train"
-  cmake -S "$ROOT" -B "$OUT/build" -G Ninja -DP2P_CUDA=on -DP2P_CUDA_ARCHITECTURES=native \
+  cmake -S "$ROOT" -B "$OUT/build" -G Ninja -DP2P_CUDA=on -DP2P_CUDA_ARCHITECTURES="$ARCHITECTURES" \
     -Dpybind11_DIR="$("$PYTHON" -m pybind11 --cmakedir)" -DPython_EXECUTABLE="$PYTHON" -DPYTHON_EXECUTABLE="$PYTHON" \
-    -DP2P_MODULE_DIR="$SITE/pix2pix_fast" && cmake --build "$OUT/build" --target _core || exit 1
+    -DP2P_MODULE_DIR="$SITE/pix2pix_fast" && cmake --build "$OUT/build" --target _core && touch "$SITE/built" || exit 1
   cd / && "$PYTHON" -c "
 from pix2pix_fast import _core, backends
 print(_core.cuda())
@@ -92,52 +99,55 @@ missing = backends.available()['cuda']
 raise SystemExit(missing and f'the CUDA back-end cannot run: {missing}')"
 }
 
-run_tests() {  # skipped tests are a failure here
-  need "the build" "$SITE/pix2pix_fast"
+run_tests() {  # a test that skips for want of a GPU is a failure here
+  need "the build" "$SITE/built"
   cd "$ROOT" && "$PYTHON" -P -m pytest -q -rs -p no:cacheprovider tests/test_cuda_gpu.py | tee "$OUT/tests.txt"
-  [ "${PIPESTATUS[0]}" = 0 ] && ! grep -q skipped "$OUT/tests.txt"
+  [ "${PIPESTATUS[0]}" = 0 ] && ! grep -E "needs an NVIDIA GPU|no CUDA device" "$OUT/tests.txt"
 }
 
 run_memcheck() {
-  need "the build" "$SITE/pix2pix_fast"
+  need "the build" "$SITE/built"
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer was not found"; exit 2; }
-  cd / && compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" -P "$ROOT/bench/gpu_twin.py"
+  cd / && compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" "$ROOT/bench/gpu_twin.py"
 }
 
 run_racecheck() {
-  need "the build" "$SITE/pix2pix_fast"
+  need "the build" "$SITE/built"
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer was not found"; exit 2; }
-  cd / && compute-sanitizer --tool racecheck --error-exitcode 9 "$PYTHON" -P "$ROOT/bench/gpu_twin.py"
+  cd / && compute-sanitizer --tool racecheck --error-exitcode 9 "$PYTHON" "$ROOT/bench/gpu_twin.py"
 }
 
 run_floor() {
   command -v nvcc >/dev/null || { echo "nvcc was not found"; exit 2; }
-  nvidia-smi -L || { echo "no NVIDIA driver: nvidia-smi fails"; exit 3; }
+  need_gpu
   nvcc -O3 -std=c++20 -arch=native "$ROOT/bench/gpu_floor.cu" -o "$OUT/gpu_floor" && "$OUT/gpu_floor" >"$OUT/floor.jsonl"
 }
 
 run_kernels() {
-  need "the build" "$SITE/pix2pix_fast"
-  cd / && "$PYTHON" -P "$ROOT/bench/gpu.py" kernels --out "$OUT/kernels.jsonl" --floor "$OUT/floor.jsonl"
+  need "the build" "$SITE/built"
+  cd / && "$PYTHON" "$ROOT/bench/gpu.py" kernels --out "$OUT/kernels.jsonl" --floor "$OUT/floor.jsonl"
 }
 
 run_network() {
-  need "the build" "$SITE/pix2pix_fast"
-  cd / && "$PYTHON" -P "$ROOT/bench/gpu.py" network --out "$OUT/network.jsonl" --seconds $((LIMIT - 25))
+  need "the build" "$SITE/built"
+  cd / && "$PYTHON" "$ROOT/bench/gpu.py" network --out "$OUT/network.jsonl" --seconds $((LIMIT - 25))
 }
 
 run_pdl() {
-  need "the build" "$SITE/pix2pix_fast"
-  cd / && P2P_CUDA_PDL=1 "$PYTHON" -P "$ROOT/bench/gpu.py" network --ours --out "$OUT/pdl.jsonl"
+  need "the build" "$SITE/built"
+  cd / && P2P_CUDA_PDL=1 "$PYTHON" "$ROOT/bench/gpu.py" network --ours --out "$OUT/pdl.jsonl"
 }
 
 run_compile() {
-  need "the build" "$SITE/pix2pix_fast"
-  cd / && "$PYTHON" -P "$ROOT/bench/gpu.py" network --compile --out "$OUT/compile.jsonl"
+  need "the build" "$SITE/built"
+  cd / && "$PYTHON" "$ROOT/bench/gpu.py" network --compile --out "$OUT/compile.jsonl"
 }
 
 echo "${GPU:-no GPU}, driver ${DRIVER:-none}, $DATE, commit ${COMMIT:-unknown}"
-stage build 170 && stage tests 75 && stage memcheck 40 && stage racecheck 40
+stage build 240
+stage tests 75
+stage memcheck 40
+stage racecheck 40
 stage floor 45
 stage kernels 30
 stage network 110

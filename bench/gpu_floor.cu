@@ -66,9 +66,9 @@ double host_us(const std::function<void()>& run, int repeats = 50) {
     const auto begin = std::chrono::steady_clock::now();
     run();
     CHECK(cudaStreamSynchronize(stream));
-    times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count());
+    const std::chrono::duration<double, std::micro> us = std::chrono::steady_clock::now() - begin;
+    if (i >= 5) times.push_back(us.count());
   }
-  times.erase(times.begin(), times.begin() + 5);
   std::sort(times.begin(), times.end());
   return times[times.size() / 2];
 }
@@ -217,7 +217,6 @@ enum class Way { kLoads, kAsync };
 template <Way kWay>
 __global__ void read(const uint4* from, int64_t count, int repeats, unsigned* sink) {
   constexpr int kAhead = 8;
-  __shared__ uint4 landing[kAhead][256];
   unsigned sum = 0;
   const int64_t stride = (int64_t)gridDim.x * blockDim.x, first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
   for (int r = 0; r < repeats; ++r) {
@@ -231,6 +230,7 @@ __global__ void read(const uint4* from, int64_t count, int repeats, unsigned* si
       }
     } else {
 #if __CUDA_ARCH__ >= 800
+      __shared__ uint4 landing[kAhead][256];
       int64_t i = first;
       const auto ask = [&](int k) {
         const unsigned to = (unsigned)__cvta_generic_to_shared(&landing[k][threadIdx.x]);
@@ -328,6 +328,25 @@ void mma_peak(int multiprocessors) {
   line("mma_sync_f16", text("\"warps_per_block\": %d, \"tflop_per_s\": %.0f", best_warps, best));
 }
 
+__global__ void multiply_adds(int count, float* sink) {
+  float d[32], a = 1.0f + threadIdx.x * 1e-7f;
+#pragma unroll
+  for (int k = 0; k < 32; ++k) d[k] = k * 1e-3f + threadIdx.x;
+  for (int i = 0; i < count; ++i)
+#pragma unroll
+    for (float& v : d) v = fmaf(v, a, 0.5f);
+  float sum = 0;
+  for (float v : d) sum += v;
+  if (sum == 1234.5f) *sink = sum;
+}
+
+void fma_peak(int multiprocessors) {
+  Memory sink(4);
+  constexpr int count = 4000, threads = 512;
+  const double us = device_us([&] { multiply_adds<<<multiprocessors * 4, threads, 0, stream>>>(count, (float*)sink.data); }, 5);
+  line("fma_f32", text("\"tflop_per_s\": %.1f", 2.0 * 32 * count * threads * 4 * multiprocessors / us * 1e-6));
+}
+
 // ---- g: the way to the host ----
 
 void pinned_copies() {
@@ -389,5 +408,6 @@ int main() {
     if (device.major >= 8) stage("cold reads by cp.async", [&] { cold_read<Way::kAsync>("cp.async", blocks, mb); });
   }
   stage("mma.sync", [&] { mma_peak(sms); });
+  stage("fma", [&] { fma_peak(sms); });
   return failed > 0;
 }

@@ -10,10 +10,14 @@ import sys
 import nets
 import numpy as np
 
-from pix2pix_fast import Engine
+from pix2pix_fast import Engine, backends
 
 
 def main() -> int:
+    missing = backends.available()["cuda"]
+    if missing:
+        print(f"bench/gpu_twin.py: {missing}", file=sys.stderr)
+        return 3
     model = nets.unet(ngf=8, depth=6)
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, shape, np.uint8) for shape in ((64, 64, 3), (2, 50, 64, 3))]

@@ -103,11 +103,14 @@ def run_net(
     return out
 
 
-INTS = (
-    "kind dtype tile n hi wi c0 c1 co splits "
-    "picture_h picture_w pixel_bytes tanh norm dropout0 dropout1 seed"
-).split()
-POINTERS = "src0 affine0 src1 affine1 picture weights bias gamma beta dropout out affine".split()
+INTS = [
+    "kind", "dtype", "tile", "n", "hi", "wi", "c0", "c1", "co", "splits",
+    "picture_h", "picture_w", "pixel_bytes", "tanh", "norm", "dropout0", "dropout1", "seed",
+]  # fmt: skip
+POINTERS = [
+    "src0", "affine0", "src1", "affine1", "picture", "weights", "bias", "gamma", "beta", "dropout",
+    "out", "affine",
+]  # fmt: skip
 
 
 class Layer(ctypes.Structure):

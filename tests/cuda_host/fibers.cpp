@@ -6,7 +6,8 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <limits>
+#include <cstdlib>
+#include <memory>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -112,10 +113,14 @@ struct Trace {
   int32_t thread = 0;
 };
 
+struct Free {
+  void operator()(void* memory) const { free(memory); }
+};
+
 struct Region {
   const char *begin, *end;
   Memory memory;
-  Trace* traces;  // a word each; kOutput only
+  std::unique_ptr<Trace[], Free> traces;  // a word each; kOutput only
 };
 
 // A block's arrival at a counter: what it wrote before `time` is out, its other threads' writes before `epoch`.
@@ -417,13 +422,10 @@ void run_block(std::mt19937& random) {
 
 void allow(const void* begin, int64_t bytes, Memory memory) {
   if (!begin || bytes <= 0) return;
-  Trace* traces = memory == Memory::kOutput ? (Trace*)calloc((bytes + 3) / 4, sizeof(Trace)) : nullptr;
-  regions.push_back({(const char*)begin, (const char*)begin + bytes, memory, traces});
+  Trace* traces = memory == Memory::kOutput ? (Trace*)calloc((bytes + 3) / 4, sizeof(Trace)) : nullptr;  // untouched: no memory
+  regions.push_back({(const char*)begin, (const char*)begin + bytes, memory, std::unique_ptr<Trace[], Free>(traces)});
 }
-void forbid_all() {
-  for (const Region& region : regions) free(region.traces);
-  regions.clear();
-}
+void forbid_all() { regions.clear(); }
 void trust(bool all) { trusting = all; }
 
 void run(const Launch& launch, uint32_t seed) {
