@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import types
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,35 @@ class Array:
             ctypes.c_size_t(self._bytes),
         )  # fmt: skip
         return packed.transpose(np.argsort(self._order))
+
+
+def fake_torch(stream: Stream) -> Any:
+    """A module `torch` with no more of a CUDA tensor than the engine asks for; all are on `stream`."""
+    torch = types.ModuleType("torch")
+
+    class Tensor:
+        def __init__(self, array: Array) -> None:
+            self.array, self.shape, self.layout = array, array.shape, "strided"
+            self.dtype = f"torch.{array.dtype}"
+            self.device = types.SimpleNamespace(type="cuda", index=0)
+
+        def element_size(self) -> int:
+            return int(self.array.dtype.itemsize)
+
+        def data_ptr(self) -> int:
+            return self.array.pointer
+
+        def stride(self) -> tuple[int, ...]:
+            return tuple(stride // self.element_size() for stride in self.array.strides)
+
+    def empty(shape: tuple[int, ...], *, dtype: str, device: Any) -> Tensor:
+        return Tensor(Array(np.empty(shape, dtype.removeprefix("torch."))))
+
+    current = types.SimpleNamespace(cuda_stream=stream.handle)
+    cuda = types.SimpleNamespace(current_stream=lambda device: current)
+    for name, value in {"Tensor": Tensor, "empty": empty, "cuda": cuda, "strided": "strided"}.items():
+        setattr(torch, name, value)
+    return torch
 
 
 class _Tensor(ctypes.Structure):

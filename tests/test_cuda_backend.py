@@ -215,6 +215,15 @@ def test_big_batches_are_split(built: Path, tmp_path: Path) -> None:
         result = cuda.translate(Array(x, stream))
         stream.finish()
         assert close(result.get(), wanted)
+
+        import signal  # Ctrl-C is seen between two launches
+        many = np.repeat(x, 800, axis=0)
+        signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        before = counts()["graph_launches"]
+        fails(lambda: cuda.translate(many), KeyboardInterrupt)
+        assert 0 < counts()["graph_launches"] - before < 2000
+        assert close(cuda.translate(x), wanted)
         """,
     )
 
@@ -296,6 +305,31 @@ def test_pictures_in_device_memory(built: Path) -> None:
             fails(lambda: cpu.translate(source), ValueError, "memory of the CPU")
             fails(lambda: cpu.translate(image), TypeError, "expected a path")
         cuda.close()
+        """,
+    )
+
+
+def test_torch_tensors_on_the_gpu(built: Path) -> None:
+    """Over a stand-in for torch: CHW by habit, its current stream, no waiting, new memory by torch."""
+    passes(
+        built,
+        """
+        import sys
+        model = tiny_model(3, ci=3, co=1)
+        cuda = Engine(model, backend="cuda", precision="f32", size=(8, 8))
+        host = noise((2, 16, 24, 3))
+        wanted = cuda.translate(host)
+        stream = Stream()
+        torch = sys.modules["torch"] = fake_device.fake_torch(stream)
+        nchw, nhwc = np.ascontiguousarray(host.transpose(0, 3, 1, 2)), host
+        for array, layout in ((nchw, None), (nhwc.transpose(0, 3, 1, 2), None), (nhwc, "HWC")):
+            result = cuda.translate(torch.Tensor(Array(array)), layout=layout)
+            assert isinstance(result, torch.Tensor) and result.dtype == "torch.uint8" and stream.pending()
+            stream.finish()
+            got = result.array.get()
+            assert np.array_equal(got if layout else got.transpose(0, 2, 3, 1), wanted)
+        half = torch.Tensor(Array(nchw.astype(np.float16)))
+        fails(lambda: cuda.translate(half), TypeError, "uint8 or float32", "float16")
         """,
     )
 
