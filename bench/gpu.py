@@ -94,7 +94,7 @@ def kernels(floor: Path | None) -> list[dict[str, Any]]:
                 least = floor_us(step, precision, peak)
                 rows.append({
                     "kernel": step["kernel"], "layer": step["layer"], "precision": precision, "size": size,
-                    "us": step["measured_us"], "floor_us": round(least, 3), "floor_from": source,
+                    "us": round(step["measured_us"], 2), "floor_us": round(least, 3), "floor_from": source,
                     "ratio": round(step["measured_us"] / least, 2),
                 })  # fmt: skip
             engine.close()
