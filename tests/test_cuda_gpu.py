@@ -29,8 +29,7 @@ NETS = [
 
 
 def has_bf16() -> bool:
-    major = float(_core.cuda()["devices"][0]["capability"]) if not MISSING else 0
-    return major >= 8
+    return bool(MISSING) or float(_core.cuda()["devices"][0]["capability"]) >= 8
 
 
 def db(got: np.ndarray, wanted: np.ndarray) -> float:
