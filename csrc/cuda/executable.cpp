@@ -262,7 +262,10 @@ void Executable::run_on(const ImageView& src, const ImageView& dst, int32_t firs
 
 std::vector<double> Executable::timed_graph(int32_t repeats, int64_t flush_bytes) {
   P2P_ASSERT(shape_.staged);
-  P2P_CUDA_CALL(cudaMemsetAsync, in_.data(), 0, (size_t)in_.size(), stream_.get());
+  // Noise: a flat picture's maps are zeros behind the norms, and tensor cores run faster on zeros.
+  uint32_t bits = 1;
+  for (int64_t i = 0; i < pinned_in_.size(); ++i) pinned_in_.data()[i] = (char)((bits = bits * 1664525u + 1013904223u) >> 24);
+  P2P_CUDA_CALL(cudaMemcpyAsync, in_.data(), pinned_in_.data(), (size_t)in_.size(), cudaMemcpyHostToDevice, stream_.get());
   set_frame(0, stream_.get());
   const GraphExec kernels = build(nullptr, false);
   const Bytes flush(Bytes::kDevice, flush_bytes);
