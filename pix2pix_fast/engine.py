@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
 
-from . import backends, device, images
+from . import backends, images
 from .errors import ForkError
 
 if TYPE_CHECKING:
@@ -331,8 +331,11 @@ class Engine:
 
     def _take(self, image: Any, layout: images.Layout | None) -> Any:
         """An images.Picture, or a device.DevicePicture for what lies on this engine's GPU."""
-        if self._gpu is not None and device.on_device(image):
-            return device.take(image, self._ci, layout, self._gpu.stream)
+        if self._gpu is not None:
+            from . import device
+
+            if device.on_device(image):
+                return device.take(image, self._ci, layout, self._gpu.stream)
         return images.take(image, self._ci, layout)
 
     def _translate(self, picture: Any, out: Any, value_range: Range, frame: int) -> Any:
@@ -374,7 +377,7 @@ class Engine:
         """src (n, h, w, ci) -> dst (n, h, w, co), both np.ndarray or both device.View."""
         if not len(src):
             return
-        if isinstance(src, device.View):  # not timed: the call does not wait for the result
+        if not isinstance(src, np.ndarray):  # not timed: the call does not wait for the result
             self._gpu.run_on(
                 src.described(), dst.described(), value_range=value_range, frame=frame,
                 stream=src.stream,

@@ -41,10 +41,9 @@ def fails(call, error, *words):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not shutil.which("g++"):
-        pytest.skip("needs g++")
-    return fake_cuda.build(tmp_path_factory.mktemp("fake_cuda"))
+def built(cuda_host: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shim = Path(str(cuda_host._name)).parent
+    return fake_cuda.build(tmp_path_factory.mktemp("fake_cuda"), shim)
 
 
 def passes(built: Path, code: str, **extra: str) -> str:
