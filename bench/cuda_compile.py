@@ -65,7 +65,7 @@ def compiled(arch: int, dtype: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "layer.cubin"
         done = subprocess.run(
-            ["nvcc", "-std=c++20", "-O3", f"-arch=sm_{arch}", "-Xptxas", "-v", "-cubin", "-o", str(cubin),
+            ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{arch}", "-Xptxas", "-v", "-cubin", "-o", str(cubin),
              str(ROOT / f"csrc/cuda/layer_{dtype}.cu")],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
