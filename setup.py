@@ -12,6 +12,13 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 
 
+def cuda_choice() -> str:
+    """P2P_CUDA from the environment: auto, on or off. Unset, the kernels for GPUs, which take a
+    minute to build, are left out where there is no NVIDIA device (/dev/dxg is WSL's)."""
+    devices = ("/dev/nvidiactl", "/dev/dxg")
+    return os.environ.get("P2P_CUDA") or ("auto" if any(map(os.path.exists, devices)) else "off")
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         import pybind11
@@ -26,9 +33,12 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DPYTHON_EXECUTABLE={sys.executable}",
             f"-DP2P_MODULE_DIR={module.parent}",
+            f"-DP2P_CUDA={cuda_choice()}",
             # An earlier install's cache may name the ninja of a build environment that is gone.
             f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
         ]  # fmt: skip
+        if os.environ.get("P2P_CUDA_ARCHITECTURES"):
+            configure.append(f"-DP2P_CUDA_ARCHITECTURES={os.environ['P2P_CUDA_ARCHITECTURES']}")
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--target", "_core", "-j", jobs], check=True)
 

@@ -52,7 +52,7 @@ def build(commit: str, folder: Path) -> Path:
 
     subprocess.run(["git", "worktree", "add", "--detach", folder, commit], cwd=ROOT, check=True)
     configure = ["cmake", "-S", folder, "-B", folder / "build", "-G", "Ninja"]
-    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", "-DP2P_CUDA=off"]
     configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DPYTHON_EXECUTABLE={sys.executable}"]
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", folder / "build", "--target", "_core"], check=True)

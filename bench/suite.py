@@ -60,3 +60,43 @@ def test_torch_eager(benchmark: Any) -> None:
         nets.unet(64), nets.picture(256), bf16=False, compiled=False, channels_last=True
     )
     benchmark.pedantic(run, rounds=10, warmup_rounds=2)
+
+
+def gpu(precision: str) -> Engine:
+    """The CUDA engine of the headline net, or the reason why there is none as a skip."""
+    try:
+        return Engine(nets.unet(64), backend="cuda", precision=precision)
+    except BackendUnavailable as error:
+        pytest.skip(f"needs an NVIDIA GPU: {error}")
+
+
+@pytest.mark.parametrize("precision", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("size", [256, 512])
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_cuda_resident(benchmark: Any, batch: int, size: int, precision: str) -> None:
+    """Device tensor to device tensor: one launch, one wait. The device's own time is bench/gpu.py's
+    business; its shortest stands beside, in microseconds."""
+    engine = gpu(precision)
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch finds no CUDA device")
+    image = ((nets.picture(size) + 1) * 127.5).astype("uint8").transpose(2, 0, 1)
+    x = torch.from_numpy(image.copy()).cuda().repeat(batch, 1, 1, 1)
+    out = torch.empty_like(x)
+
+    def run() -> None:
+        engine.translate(x, out=out)
+        torch.cuda.synchronize()
+
+    benchmark.extra_info["isa"] = engine.info["isa"]
+    benchmark.extra_info["device_us"] = min(engine._core.time_graph(batch, size, size, 50))
+    benchmark.pedantic(run, rounds=50, warmup_rounds=10)
+
+
+@pytest.mark.parametrize("precision", ["f16", "bf16", "f32"])
+def test_cuda_translate(benchmark: Any, precision: str) -> None:
+    """uint8 picture to uint8 picture through the public call: two copies, one launch, one wait."""
+    engine = gpu(precision)
+    image = ((nets.picture(256) + 1) * 127.5).astype("uint8")
+    out = engine.translate(image)
+    benchmark.pedantic(engine.translate, (image,), {"out": out}, rounds=50, warmup_rounds=10)

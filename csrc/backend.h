@@ -13,11 +13,18 @@
 
 namespace p2p {
 
-enum class Precision : uint8_t { kF32, kBF16 };
+enum class Precision : uint8_t { kF32, kBF16, kF16 };
 const char* precision_name(Precision precision);
 
+inline constexpr const char* kNoCuda =
+    "this build of pix2pix_fast has no CUDA kernels; install it with P2P_CUDA=on where nvcc is, or use backend='cpu'";
+
+enum class Device : uint8_t { kCpu, kCuda };
+
 struct CompileOptions {
-  Precision precision = Precision::kF32;
+  Device device = Device::kCpu;
+  Precision precision = Precision::kF32;  // f16 on a GPU only
+  // The CPU's alone: threads, isa, kernels.
   int threads = 0;                        // 0: the CPUs that this process may use
   std::string isa;                        // "" = P2P_ISA or the best room
   std::optional<uint64_t> dropout_seed;   // none: dropout off
@@ -77,6 +84,15 @@ class CompiledModel {
   virtual std::vector<StepReport> timed(int32_t h, int32_t w, int32_t repeats) = 0;
   virtual std::vector<Activation> activations(const ImageView& src) = 0;
   virtual ModelStats stats() const = 0;
+
+  // Where the pictures of run_on must lie: the number of a CUDA device, or -1 where there is no run_on.
+  virtual int device() const { return -1; }
+  virtual uintptr_t stream() const { return 0; }  // of its own; the one that run_on takes without a caller's
+  // run() on the device's own memory and the caller's stream (null: a stream of the model's own, and the call returns when
+  // the result is there; else it does not wait). uint8 or float32 only.
+  virtual void run_on(const ImageView& src, const ImageView& dst, uint64_t frame, std::optional<uintptr_t> stream);
+  // Microseconds of the kernels alone on n pictures, `repeats` times; flush_bytes are written before each.
+  virtual std::vector<double> timed_graph(int32_t n, int32_t h, int32_t w, int32_t repeats, int64_t flush_bytes);
 };
 
 std::unique_ptr<CompiledModel> compile(Network network, WeightSource& weights, const CompileOptions& options);

@@ -12,6 +12,9 @@
 #include "cpu/peaks.h"
 #include "cpu/probe.h"
 #include "cpu/registry.h"
+#ifdef P2P_CUDA
+#include "cuda/driver_state.h"
+#endif
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -129,21 +132,90 @@ p2p::ImageView view_of(const py::array& array, const char* name, int32_t channel
   return v;
 }
 
+// {"pointer", "shape": (n, h, w, c), "strides": in bytes, "dtype": "uint8" or "float32"} of the device's memory.
+p2p::ImageView device_view_of(const py::dict& d, const char* name, int32_t channels, std::pair<float, float> range) {
+  const auto shape = d["shape"].cast<std::vector<int64_t>>(), strides = d["strides"].cast<std::vector<int64_t>>();
+  const auto type = d["dtype"].cast<std::string>();
+  P2P_REQUIRE(shape.size() == 4 && strides.size() == 4, name, ": expected 4 dimensions (n, h, w, c), got ", shape.size());
+  P2P_REQUIRE(shape[3] == channels, name, ": the model has ", channels, " channels, the array ", shape[3]);
+  for (int axis = 0; axis < 3; ++axis)
+    P2P_REQUIRE(shape[axis] >= (axis > 0) && shape[axis] <= (1 << 24), name, ": axis ", axis, " has an impossible size ",
+                shape[axis]);
+  P2P_REQUIRE(range.second > range.first, "value_range: expected low < high, got (", range.first, ", ", range.second, ")");
+  P2P_REQUIRE(type == "uint8" || type == "float32", name, ": expected uint8 or float32, got ", type);
+  const uintptr_t pointer = d["pointer"].cast<uintptr_t>();
+  const int64_t bytes = type == "uint8" ? 1 : 4;
+  bool aligned = pointer % bytes == 0;
+  for (const int64_t stride : strides) aligned = aligned && stride % bytes == 0;
+  P2P_REQUIRE(aligned, name, ": expected float32 at multiples of 4 bytes");
+  P2P_REQUIRE(pointer || shape[0] == 0, name, ": a null pointer");
+  return {(char*)pointer, bytes == 1 ? p2p::PixelType::kU8 : p2p::PixelType::kF32, (int32_t)shape[0], (int32_t)shape[1],
+          (int32_t)shape[2], (int32_t)shape[3], strides[0], strides[1], strides[2], strides[3], range.first, range.second};
+}
+
+// What a DLPack capsule says, as dlpack.h 0.8 lays it out. The capsule stays the memory's owner: keep it while using it.
+py::dict dlpack(const py::capsule& capsule) {
+  struct Tensor {
+    void* data;
+    int32_t device_type, device_id, ndim;
+    uint8_t code, bits;
+    uint16_t lanes;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+  };
+  P2P_REQUIRE(std::string(capsule.name() ? capsule.name() : "") == "dltensor", "expected a DLPack capsule named 'dltensor'");
+  const Tensor& t = *capsule.get_pointer<Tensor>();
+  P2P_REQUIRE(t.ndim >= 0 && t.ndim <= 16 && t.lanes == 1 && t.bits % 8 == 0, "a DLPack tensor of an odd kind");
+  std::vector<int64_t> shape(t.shape, t.shape + t.ndim), strides(t.ndim);
+  int64_t dense = t.bits / 8;
+  for (int32_t axis = t.ndim - 1; axis >= 0; --axis) {
+    strides[axis] = t.strides ? t.strides[axis] * (t.bits / 8) : dense;
+    dense *= shape[axis];
+  }
+  const char* kind = t.code == 0 ? "int" : t.code == 1 ? "uint" : t.code == 2 ? "float" : t.code == 4 ? "bfloat" : "other";
+  return py::dict("pointer"_a = (uintptr_t)t.data + t.byte_offset, "device"_a = py::make_tuple(t.device_type, t.device_id),
+                  "shape"_a = py::tuple(py::cast(shape)), "strides"_a = py::tuple(py::cast(strides)),
+                  "dtype"_a = text(kind, (int)t.bits));
+}
+
+py::dict cuda() {
+#ifdef P2P_CUDA
+  p2p::cuda::DriverState state;
+  {
+    py::gil_scoped_release release;
+    state = p2p::cuda::driver_state();
+  }
+  py::list devices;
+  for (const p2p::cuda::DeviceInfo& d : state.devices)
+    devices.append(py::dict("name"_a = d.name, "capability"_a = text(d.major, ".", d.minor), "sms"_a = d.sms,
+                            "memory_bytes"_a = d.memory_bytes));
+  return py::dict("built"_a = true, "missing"_a = state.missing, "runtime"_a = state.runtime, "driver"_a = state.driver,
+                  "devices"_a = devices);
+#else
+  return py::dict("built"_a = false, "missing"_a = p2p::kNoCuda, "runtime"_a = "", "driver"_a = "", "devices"_a = py::list());
+#endif
+}
+
 class Engine {
  public:
   Engine(const std::vector<py::dict>& layers, const py::object& tensors, const std::string& precision, int threads,
          const std::string& isa, std::optional<uint64_t> dropout_seed, std::pair<int32_t, int32_t> size,
-         const std::map<std::string, std::string>& kernels) {
+         const std::map<std::string, std::string>& kernels, const std::string& backend) {
     p2p::Network network;
     for (const py::dict& d : layers) network.layers.push_back(layer_of(d));
     P2P_REQUIRE(!layers.empty(), "layers: expected at least 4, got none");
-    P2P_REQUIRE(precision == "f32" || precision == "bf16", "precision: expected 'f32' or 'bf16', got '", precision, "'");
+    P2P_REQUIRE(precision == "f32" || precision == "bf16" || precision == "f16",
+                "precision: expected 'f32', 'bf16' or 'f16', got '", precision, "'");
+    P2P_REQUIRE(backend == "cpu" || backend == "cuda", "backend: expected 'cpu' or 'cuda', got '", backend, "'");
     P2P_REQUIRE(threads >= 0, "threads: expected 0 (all usable CPUs) or more, got ", threads);
     channels_in_ = network.layers.front().ci;
     channels_out_ = network.layers.back().co;
     MappingSource source(tensors);
     p2p::CompileOptions options;
-    options.precision = precision == "bf16" ? p2p::Precision::kBF16 : p2p::Precision::kF32;
+    options.device = backend == "cuda" ? p2p::Device::kCuda : p2p::Device::kCpu;
+    options.precision = precision == "f16"    ? p2p::Precision::kF16
+                        : precision == "bf16" ? p2p::Precision::kBF16
+                                              : p2p::Precision::kF32;
     options.threads = threads;
     options.isa = isa;
     options.dropout_seed = dropout_seed;
@@ -183,6 +255,29 @@ class Engine {
     }
     return listed(found);
   }
+
+  void run_on(const py::dict& src, const py::dict& dst, std::pair<float, float> range, uint64_t frame,
+              std::optional<uintptr_t> stream) {
+    p2p::CompiledModel& model = open();
+    const p2p::ImageView in = device_view_of(src, "src", channels_in_, range);
+    const p2p::ImageView out = device_view_of(dst, "dst", channels_out_, range);
+    P2P_REQUIRE(in.n == out.n && in.h == out.h && in.w == out.w, "dst: expected the size of src, ", in.n, "x", in.h, "x",
+                in.w, ", got ", out.n, "x", out.h, "x", out.w);
+    const std::shared_ptr<p2p::CompiledModel> keep = model_;
+    py::gil_scoped_release release;
+    model.run_on(in, out, frame, stream);
+  }
+
+  std::vector<double> time_graph(int32_t n, int32_t h, int32_t w, int32_t repeats, int64_t flush_bytes) {
+    P2P_REQUIRE(repeats >= 1 && repeats <= 100000, "repeats: expected 1 to 100000, got ", repeats);
+    P2P_REQUIRE(flush_bytes >= 0, "flush_bytes: expected 0 or more, got ", flush_bytes);
+    p2p::CompiledModel& model = open();
+    py::gil_scoped_release release;
+    return model.timed_graph(n, h, w, repeats, flush_bytes);
+  }
+
+  int device() const { return open().device(); }
+  uintptr_t stream() const { return open().stream(); }
 
   py::list plan(int32_t h, int32_t w) { return listed(open().plan(h, w)); }
 
@@ -318,11 +413,17 @@ PYBIND11_MODULE(_core, m) {
     } catch (const p2p::BackendUnavailable& e) {
       const py::object type = py::module_::import("pix2pix_fast.errors").attr("BackendUnavailable");
       py::set_error(type, e.what());
+    } catch (const p2p::ForkError& e) {
+      py::set_error(py::module_::import("pix2pix_fast.errors").attr("ForkError"), e.what());
+    } catch (const p2p::OutOfMemory& e) {
+      py::set_error(PyExc_MemoryError, e.what());
     }
   });
 
   m.def("kernels", &kernel_ids);
   m.def("cpu", &cpu);
+  m.def("cuda", &cuda);
+  m.def("dlpack", &dlpack, "capsule"_a);
   m.def("peaks", &peaks, py::kw_only(), "isa"_a = "", "precision"_a = "f32", "threads"_a = 0);
   m.def("run_kernel", &run_kernel, "kernel"_a, "src"_a.noconvert(), "weight"_a.noconvert(), py::kw_only(),
         "skip"_a = py::none(), "bias"_a = py::none(), "scale"_a = py::none(), "shift"_a = py::none(), "slope"_a = 1.0f,
@@ -330,12 +431,18 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Engine>(m, "Engine")
       .def(py::init<const std::vector<py::dict>&, const py::object&, const std::string&, int, const std::string&,
-                    std::optional<uint64_t>, std::pair<int32_t, int32_t>, const std::map<std::string, std::string>&>(),
+                    std::optional<uint64_t>, std::pair<int32_t, int32_t>, const std::map<std::string, std::string>&,
+                    const std::string&>(),
            "layers"_a, "tensors"_a, py::kw_only(), "precision"_a = "f32", "threads"_a = 0, "isa"_a = "",
            "dropout_seed"_a = py::none(), "size"_a = std::make_pair(256, 256),
-           "kernels"_a = std::map<std::string, std::string>())
+           "kernels"_a = std::map<std::string, std::string>(), "backend"_a = "cpu")
       .def("run", &Engine::run, "src"_a, "dst"_a, py::kw_only(), "value_range"_a = std::make_pair(0.0f, 1.0f),
            "frame"_a = 0)
+      .def("run_on", &Engine::run_on, "src"_a, "dst"_a, py::kw_only(), "value_range"_a = std::make_pair(0.0f, 1.0f),
+           "frame"_a = 0, "stream"_a = py::none())
+      .def("time_graph", &Engine::time_graph, "n"_a, "h"_a, "w"_a, "repeats"_a = 10, "flush_bytes"_a = 0)
+      .def_property_readonly("device", &Engine::device)
+      .def_property_readonly("stream", &Engine::stream)
       .def("plan", &Engine::plan, "h"_a, "w"_a)
       .def("timed", &Engine::timed, "h"_a, "w"_a, "repeats"_a = 10)
       .def("activations", &Engine::activations, "src"_a)

@@ -9,7 +9,14 @@
 
 namespace p2p {
 
+// Each has an exception of its own in Python: BackendUnavailable, ForkError, MemoryError.
 struct BackendUnavailable : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+struct ForkError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+struct OutOfMemory : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 

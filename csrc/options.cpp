@@ -8,7 +8,12 @@ const Environment& environment() {
   static const Environment values = [] {
     Environment e;
     if (const char* isa = std::getenv("P2P_ISA")) e.isa = isa;
-    if (const char* trace = std::getenv("P2P_TRACE")) e.trace = *trace != '\0' && *trace != '0';
+    const auto on = [](const char* name) {
+      const char* value = std::getenv(name);
+      return value && *value != '\0' && *value != '0';
+    };
+    e.trace = on("P2P_TRACE");
+    e.cuda_pdl = on("P2P_CUDA_PDL");
     return e;
   }();
   return values;

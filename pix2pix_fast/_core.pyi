@@ -17,6 +17,15 @@ def cpu() -> dict[str, Any]:
     BackendUnavailable or ValueError where P2P_ISA names a room that cannot run or none at all.
     """
 
+def cuda() -> dict[str, Any]:
+    """{"built": with CUDA or not, "missing": "" where device 0 can run the kernels, else one sentence, "runtime" and
+    "driver": CUDA versions such as "13.0" ("" where there is none), "devices": [{"name", "capability": "9.0", "sms",
+    "memory_bytes"}]}.
+    """
+
+def dlpack(capsule: object) -> dict[str, Any]:
+    """{"pointer", "device": (type, id), "shape", "strides": in bytes, "dtype"} of a capsule that stays the owner."""
+
 def peaks(*, isa: str = "", precision: str = "f32", threads: int = 0) -> dict[str, float]:
     """{"flops", "bytes_per_second"} of this machine: the room's product on operands in cache, and reading 256 MB.
 
@@ -50,7 +59,7 @@ def run_kernel(
     """
 
 class Engine:
-    """A compiled network. Thread-safe; releases the GIL; usable in a forked child."""
+    """A compiled network. Thread-safe; releases the GIL; usable in a forked child (not with CUDA: ForkError)."""
 
     def __init__(
         self,
@@ -63,12 +72,14 @@ class Engine:
         dropout_seed: int | None = None,
         size: tuple[int, int] = (256, 256),
         kernels: Mapping[str, str] = ...,
+        backend: str = "cpu",
     ) -> None:
         """layers: dicts with name, op, ci, co, slope, norm, eps, skip, dropout, tanh, in order e1..eN, d1..dN.
 
         tensors: `<layer>.weight` and optionally `.bias`, `.norm.weight`, `.norm.bias`, float32, C order, PyTorch axes;
         read layer by layer, each once. threads 0: all usable CPUs. size: (h, w) that weights are packed for.
         kernels: layer name -> kernel id, instead of the cost model's choice.
+        backend: "cpu" or "cuda" (device 0; precision "f16", "bf16" or "f32"; no threads, isa and kernels).
         ValueError names the layer or tensor; BackendUnavailable an instruction set or precision this CPU lacks.
         """
 
@@ -82,6 +93,33 @@ class Engine:
     ) -> None:
         """src (n, h, w, ci) to dst (n, h, w, co): uint8, uint16 or float32 over value_range, any strides."""
 
+    @property
+    def device(self) -> int:
+        """Number of the CUDA device whose memory run_on takes; -1 on the CPU."""
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream that run_on takes without a caller's; 0 on the CPU."""
+
+    def run_on(
+        self,
+        src: Mapping[str, Any],
+        dst: Mapping[str, Any],
+        *,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        frame: int = 0,
+        stream: int | None = None,
+    ) -> None:
+        """`run` on device memory: {"pointer", "shape": (n, h, w, c), "strides": in bytes, "dtype": uint8 or float32}.
+
+        stream: the caller's, and the call does not wait; None: `stream`, and it does.
+        """
+
+    def time_graph(self, n: int, h: int, w: int, repeats: int = 10, flush_bytes: int = 0) -> list[float]:
+        """CUDA only: microseconds of one launch of all kernels on n pictures, `repeats` times, pictures on the device;
+        flush_bytes are written before each launch, so that the cache is cold.
+        """
+
     def plan(self, h: int, w: int) -> list[dict[str, Any]]:
         """The steps for a picture of h x w: layer, kernel, shapes, tile_block, macs, bytes, estimate_us,
         measured_us (0).
@@ -94,7 +132,10 @@ class Engine:
         """Raw layer outputs, (1, h, w, c), of one float32 picture in [-1, 1]: before norm, dropout and tanh."""
 
     def stats(self) -> dict[str, Any]:
-        """{"calls", "workspace_bytes", "weight_bytes", "load_seconds", "isa", "threads", "precision"}."""
+        """{"calls", "workspace_bytes", "weight_bytes", "load_seconds", "isa", "threads", "precision"}.
+
+        With CUDA "isa" is "sm_90 " and the GPU's name, "threads" 0.
+        """
 
     def close(self) -> None:
         """Frees weights and threads when the last running call ends. Later calls raise ValueError."""

@@ -109,19 +109,38 @@ def compile_tensorrt(model: Model, options: Options, release: bool = False) -> E
     return tensorrt.compile_tensorrt(model, options, release)
 
 
-def _never(model: Model, options: Options, release: bool = False) -> Executable:
-    raise AssertionError("choose() does not give out a back-end that is missing")
+def _cuda_missing() -> str:
+    missing = _cpu_missing()
+    if missing:
+        return missing
+    from . import _core
+
+    return str(_core.cuda()["missing"])
 
 
-# Best first: "auto" takes the first one that is not missing.
+def compile_cuda(model: Model, options: Options, release: bool = False) -> Executable:
+    """Our CUDA kernels, "f16" unless asked otherwise. Raises BackendUnavailable for a precision
+    that the GPU cannot do, ValueError for what is the CPU's alone."""
+    from . import _core
+
+    if options.isa or options.tune:
+        raise ValueError("isa and tune choose kernels of the CPU; the cuda back-end has one set")
+    executable: Executable = _core.Engine(
+        model.layers(options.norm),
+        model.core_tensors(options.norm, release=release),
+        backend="cuda",
+        precision="f16" if options.precision == "auto" else options.precision,
+        dropout_seed=options.dropout,
+        size=options.size,
+    )
+    return executable
+
+
+# Best first: "auto" takes the first one that is not missing. The two for GPUs come after cpu, so that
+# "auto" does not take them, until they have been run and timed on one.
 BACKENDS = (
-    Backend(
-        "cuda",
-        lambda: "this version of pix2pix_fast has no CUDA kernels; use backend='cpu'",
-        _never,
-    ),
     Backend("cpu", _cpu_missing, compile_cpu),
-    # After cpu, so that "auto" does not take it, until it has been run and timed on a GPU.
+    Backend("cuda", _cuda_missing, compile_cuda),
     Backend("tensorrt", _tensorrt_missing, compile_tensorrt),
 )
 

@@ -49,8 +49,8 @@ class Engine:
         Model.
     backend: "cpu", "cuda", "tensorrt", or "auto" for the best one that runs here (logged by the
         logger "pix2pix_fast").
-    precision: "f32", "bf16" or "f16" arithmetic; "auto" is "f32" on a CPU. A lower one only when
-        asked for.
+    precision: "f32", "bf16" or "f16" arithmetic; "auto" is "f32" on a CPU, where a lower one is
+        used only when asked for, and "f16" with float32 sums on a GPU.
     threads: CPU threads per call, 1 to 1024; None takes the CPUs this process may use.
     norm: "image" normalises by each picture's own statistics, as the method's test program does;
         "running" folds the stored statistics into the weights.
@@ -99,6 +99,8 @@ class Engine:
         )
         ours = source is not model  # then its raw weights may go while they are packed
         self._core = chosen.compile(source, options, release=ours)
+        # The same where it takes device memory, else None.
+        self._gpu: Any = self._core if getattr(self._core, "device", -1) >= 0 else None
         self._closed = False
         self._calls: dict[tuple[int, int], None] = {}  # (process, thread) of every call in flight
         self._ms: deque[float] = deque(maxlen=1000)  # per picture, newest last
@@ -192,10 +194,12 @@ class Engine:
         image: path or bytes of a PNG, JPEG, WebP, BMP, TIFF or PPM file (-> PIL); PIL image; array
             (H, W), (H, W, C) or (N, H, W, C), of NumPy or anything that speaks DLPack, the array
             interface or the buffer protocol (-> NumPy); torch tensor (H, W), (C, H, W) or (N, C, H,
-            W) on the CPU (-> torch); or a list or tuple of such. uint8 0..255, uint16 0..65535,
-            float16/32/64 over value_range. RGB; alpha is dropped; EXIF turns are applied. Any
-            strides; read only; any H, W >= 1 up to 64 megapixels. Every picture has its own
-            statistics.
+            W) on the CPU (-> torch); or a list or tuple of such. With backend="cuda" also a torch
+            tensor on the GPU, or what has `__cuda_array_interface__` or speaks DLPack there: uint8
+            or float32, read and written in place on the caller's stream, see docs/api.md.
+            uint8 0..255, uint16 0..65535, float16/32/64 over value_range. RGB; alpha is dropped;
+            EXIF turns are applied. Any strides; read only; any H, W >= 1 up to 64 megapixels. Every
+            picture has its own statistics.
         out: array or tensor of the result's shape to write into, returned; its dtype decides the
             range of the result. A list of them for a list.
         value_range: (black, white) of floating-point pixels, in and out.
@@ -210,7 +214,7 @@ class Engine:
         try:
             if isinstance(image, (list, tuple)):
                 return self._translate_list(image, out, value_range, layout)
-            picture = images.take(image, self._ci, layout)
+            picture = self._take(image, layout)
             return self._translate(picture, out, value_range, 0)
         finally:
             self._leave()
@@ -325,9 +329,19 @@ class Engine:
         padded = [-(-length // self._multiple) * self._multiple for length in (h, w)]
         images.check_size(padded[0], padded[1], f"{what} padded to multiples of {self._multiple}")
 
-    def _translate(self, picture: images.Picture, out: Any, value_range: Range, frame: int) -> Any:
+    def _take(self, image: Any, layout: images.Layout | None) -> Any:
+        """An images.Picture, or a device.DevicePicture for what lies on this engine's GPU."""
+        if self._gpu is not None:
+            from . import device
+
+            if device.on_device(image):
+                return device.take(image, self._ci, layout, self._gpu.stream)
+        return images.take(image, self._ci, layout)
+
+    def _translate(self, picture: Any, out: Any, value_range: Range, frame: int) -> Any:
         """One picture or batch, its first dropout frame being `frame`."""
-        self._check_size(*picture.pixels.shape[1:3])
+        _, h, w, _ = picture.pixels.shape
+        self._check_size(h, w)
         room = picture.room(self._co, out)
         if picture.reads(room.pixels):
             picture = picture.snapshot()
@@ -352,16 +366,22 @@ class Engine:
         frame = 0
         for index, (item, target) in enumerate(zip(items, outs, strict=True)):
             try:
-                picture = images.take(item, self._ci, layout)
+                picture = self._take(item, layout)
                 results.append(self._translate(picture, target, value_range, frame))
             except Exception as error:
                 raise _named(error, f"image[{index}]") from error
             frame += len(picture.pixels)
         return tuple(results) if isinstance(items, tuple) else results
 
-    def _run(self, src: np.ndarray, dst: np.ndarray, value_range: Range, frame: int) -> None:
-        """src (n, h, w, ci) -> dst (n, h, w, co)."""
+    def _run(self, src: Any, dst: Any, value_range: Range, frame: int) -> None:
+        """src (n, h, w, ci) -> dst (n, h, w, co), both np.ndarray or both device.View."""
         if not len(src):
+            return
+        if not isinstance(src, np.ndarray):  # not timed: the call does not wait for the result
+            self._gpu.run_on(
+                src.described(), dst.described(), value_range=value_range, frame=frame,
+                stream=src.stream,
+            )  # fmt: skip
             return
         start = time.perf_counter()
         self._core.run(src, dst, value_range=value_range, frame=frame)
@@ -418,14 +438,14 @@ class Engine:
                 yield _failed(error)
                 return
             try:
-                picture = images.take(item, self._ci, layout).snapshot()
+                picture = self._take(item, layout).snapshot()
             except Exception as error:
                 yield _failed(_named(error, f"frame {index}"))
                 return
             yield worker.submit(self._frame, picture, value_range, index, frame)
             frame += len(picture.pixels)
 
-    def _frame(self, picture: images.Picture, value_range: Range, index: int, frame: int) -> Any:
+    def _frame(self, picture: Any, value_range: Range, index: int, frame: int) -> Any:
         try:
             self._enter()
             try:

@@ -323,7 +323,7 @@ def _from_array(array: np.ndarray, ci: int, layout: Layout | None, kind: Any) ->
     dtype = array.dtype
     if dtype.newbyteorder("=").name not in _DTYPES:
         raise TypeError(_dtype_message(dtype))
-    axes = _axes(array.shape, ci, layout, "CHW" if kind.startswith("torch") else "HWC")
+    axes = axes_of(array.shape, ci, layout, "CHW" if kind.startswith("torch") else "HWC")
     pixels = _nhwc(array, axes)
     n, h, w, c = pixels.shape
     check_size(h, w)
@@ -338,7 +338,7 @@ def _from_array(array: np.ndarray, ci: int, layout: Layout | None, kind: Any) ->
         return Picture(pixels.astype(readable), kind, axes, dtype, owned=True)
 
 
-def _axes(shape: tuple[int, ...], ci: int, layout: Layout | None, habit: str) -> str:
+def axes_of(shape: tuple[int, ...], ci: int, layout: Layout | None, habit: str) -> str:
     """Which axis is which: as asked for, else the kind's habit, else the only other reading."""
     wanted = layout or habit
     if len(shape) == 2:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 
+import cuda_shim
 import numpy as np
 import pytest
 
@@ -40,3 +42,9 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def cuda_host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA kernels over the shim of cuda_host/ (see cuda_shim.py)."""
+    return cuda_shim.build(tmp_path_factory.mktemp("cuda_host"))

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import child, noise, tiny_model
 
 import pix2pix_fast
-from pix2pix_fast import Engine, backends, model
+from pix2pix_fast import Engine, _core, backends, model
 from pix2pix_fast import engine as module
 
 MODEL = tiny_model()
@@ -81,7 +81,7 @@ def test_a_file_and_a_model_give_the_same(engine: Engine, tmp_path: Path) -> Non
 def test_backends_say_what_is_missing(caplog: pytest.LogCaptureFixture) -> None:
     reasons = backends.available()
     assert reasons["cpu"] == ""
-    assert "CUDA" in reasons["cuda"]
+    assert reasons["cuda"] == _core.cuda()["missing"]
     assert "TensorRT" in reasons["tensorrt"]
     with caplog.at_level(logging.INFO, "pix2pix_fast"):
         assert backends.choose("auto").name == "cpu"

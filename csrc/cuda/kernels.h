@@ -39,10 +39,13 @@ struct Source {
 };
 
 struct Picture {
-  void* data;     // [n][h][w][c], dense
+  void* data;
   int32_t h, w;   // before padding / after cropping
   int32_t c;
-  int32_t bytes;  // of a pixel's channel: 1 = uint8, 4 = float32 in [-1, 1]
+  int32_t bytes;  // of a pixel's channel: 1 = uint8, 4 = float32
+  // The rest may stay zero for [n][h][w][c] in one piece and floats in [-1, 1]; bind() fills it in.
+  int64_t stride_n, stride_h, stride_w, stride_c;  // in elements; 0 and negative are allowed
+  float scale, offset;                             // of floats: read as x * scale + offset, written as y * scale + offset
 };
 
 struct LayerArgs {

@@ -61,6 +61,10 @@ P2P_DEVICE int32_t reflect(int32_t i, int32_t size) {
   return i < size ? i : period - i;
 }
 
+P2P_DEVICE int64_t place_in(const Picture& p, int32_t image, int32_t y, int32_t x, int32_t c) {
+  return image * p.stride_n + y * p.stride_h + x * p.stride_w + c * p.stride_c;
+}
+
 // norm.cpp's kept(): the dropout of the engine depends on (seed, frame, layer, element) alone.
 P2P_DEVICE bool kept(uint64_t seed, uint64_t frame, uint64_t layer, uint64_t element) {
   uint64_t z = seed + 0x9E3779B97F4A7C15ull * (frame + 1) + 0xD1B54A32D192ED03ull * (layer + 1) +
@@ -160,10 +164,10 @@ struct Pixels {
         const int32_t yy = y[i] + (tap >> 2), xx = x[i] + (tap & 3);
         values[i][j] = 0.0f;
         if (tap < 16 && (uint32_t)yy < (uint32_t)a.hi && (uint32_t)xx < (uint32_t)a.wi) {
-          const int64_t pixel = (int64_t)image[i] * a.picture.h * a.picture.w +
-                                (int64_t)reflect(yy, a.picture.h) * a.picture.w + reflect(xx, a.picture.w);
-          values[i][j] = a.picture.bytes == 1 ? (float)load((const uint8_t*)a.picture.data + pixel * ci + c) - 127.5f
-                                              : load((const float*)a.picture.data + pixel * ci + c);
+          const int64_t at = place_in(a.picture, image[i], reflect(yy, a.picture.h), reflect(xx, a.picture.w), c);
+          values[i][j] = a.picture.bytes == 1
+                             ? (float)load((const uint8_t*)a.picture.data + at) - 127.5f
+                             : fused(load((const float*)a.picture.data + at), a.picture.scale, a.picture.offset);
         }
       }
     }
@@ -391,7 +395,7 @@ P2P_DEVICE void take_statistics(const LayerArgs& a, const float* tile, float* sc
 // y in [-1, 1] as image.cpp stores it: nearest, ties to even; a NaN becomes black.
 P2P_DEVICE void store_pixel(const Picture& picture, int64_t at, float y) {
   if (picture.bytes == 4) {
-    store((float*)picture.data + at, y);
+    store((float*)picture.data + at, fused(y, picture.scale, picture.offset));
     return;
   }
   const float unit = y >= -1.0f ? min_of(y, 1.0f) : -1.0f;
@@ -424,7 +428,7 @@ P2P_DEVICE void store_tile(const LayerArgs& a, const float* tile, int32_t ph, in
       const int32_t y = 2 * my + phase / 2, x = 2 * mx + phase % 2;
       if (y >= a.picture.h || x >= a.picture.w) continue;  // cropped
       const float v = shared_get(tile + row * stride + item % across);
-      store_pixel(a.picture, (((int64_t)image * a.picture.h + y) * a.picture.w + x) * a.co + c, a.tanh ? tanh_of(v) : v);
+      store_pixel(a.picture, place_in(a.picture, image, y, x, c), a.tanh ? tanh_of(v) : v);
     } else {
       const int32_t column = item % across * kVec<kType>, channel = block_y() * shape.bn + column;
       if (channel >= a.co_stored) continue;

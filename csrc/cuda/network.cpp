@@ -217,6 +217,7 @@ Plan make_plan(const Network& network, DType dtype, int32_t n, int32_t h, int32_
     step.launch.args.tanh = layer.tanh;
     step.input = layer.input;
     step.skip = layer.skip_index;
+    step.waits_for = i - 1;
     if (step.input >= 0) last_use[step.input] = i;
     if (step.skip >= 0) last_use[step.skip] = i;
     plan.steps.push_back(step);
@@ -249,6 +250,17 @@ Plan make_plan(const Network& network, DType dtype, int32_t n, int32_t h, int32_
   return plan;
 }
 
+Picture completed(Picture p) {
+  if (p.stride_n == 0 && p.stride_h == 0 && p.stride_w == 0 && p.stride_c == 0) {
+    p.stride_c = 1;
+    p.stride_w = p.c;
+    p.stride_h = (int64_t)p.w * p.c;
+    p.stride_n = p.h * p.stride_h;
+  }
+  if (p.scale == 0.0f) p.scale = 1.0f;
+  return p;
+}
+
 void bind(Plan& plan, const Network& network, const std::vector<LayerData>& layers, char* arena, uint32_t* counters,
           const Picture& in, const Picture& out, const uint64_t* dropout) {
   for (size_t i = 0; i < plan.steps.size(); ++i) {
@@ -278,9 +290,80 @@ void bind(Plan& plan, const Network& network, const std::vector<LayerData>& laye
     a.split_done = counters + step.counters;
     a.stats_done = counters + step.counters + needs_of(step.launch).split_counters;
     a.dropout = dropout;
-    if (step.launch.kind == Kind::kFirst) a.picture = in;
-    if (step.launch.kind == Kind::kLast) a.picture = out;
+    if (step.launch.kind == Kind::kFirst) a.picture = completed(in);
+    if (step.launch.kind == Kind::kLast) a.picture = completed(out);
   }
+}
+
+namespace {
+
+// A piece of the arena, or of the counters behind it, that a step uses.
+struct Use {
+  int64_t begin, end;
+  bool write;
+  int32_t owner;     // the step whose buffer it is
+  const char* what;
+};
+
+std::vector<Use> uses_of(const Plan& plan, int32_t index) {
+  std::vector<Use> uses;
+  const auto add = [&](int64_t at, int64_t bytes, bool write, int32_t owner, const char* what) {
+    if (at >= 0 && bytes > 0) uses.push_back({at, at + bytes, write, owner, what});
+  };
+  const Step& step = plan.steps[index];
+  const LayerNeeds needs = needs_of(step.launch);
+  add(step.dst, needs.dst_bytes, true, index, "map");
+  add(step.stats, needs.stats_bytes, true, index, "statistics");
+  add(step.affine, needs.affine_bytes, true, index, "scale and shift");
+  add(step.partial, needs.partial_bytes, true, index, "partial sums");
+  add(plan.arena_bytes + step.counters * 4, (needs.split_counters + needs.stats_counters) * 4, true, index, "counters");
+  for (int32_t producer : {step.input, step.skip}) {
+    if (producer < 0) continue;
+    const LayerNeeds made = needs_of(plan.steps[producer].launch);
+    add(plan.steps[producer].dst, made.dst_bytes, false, producer, "map");
+    add(plan.steps[producer].affine, made.affine_bytes, false, producer, "scale and shift");
+  }
+  return uses;
+}
+
+}  // namespace
+
+std::string hazard(const Plan& plan) {
+  const int32_t count = (int32_t)plan.steps.size();
+  std::vector<std::vector<Use>> uses;
+  for (int32_t i = 0; i < count; ++i) uses.push_back(uses_of(plan, i));
+  const auto meet = [](const Use& a, const Use& b) { return a.begin < b.end && b.begin < a.end; };
+
+  std::vector<std::vector<bool>> ended(count, std::vector<bool>(count));  // [step][another]: has ended when step touches memory
+  for (int32_t j = 0; j < count; ++j) {
+    const int32_t awaited = plan.steps[j].waits_for;
+    P2P_REQUIRE(awaited < j, "step ", j, " waits for step ", awaited, ", which comes later");
+    if (awaited >= 0) {
+      ended[j] = ended[awaited];
+      ended[j][awaited] = true;
+    }
+    for (int32_t i = 0; i < j; ++i) {
+      if (ended[j][i]) continue;
+      for (const Use& a : uses[i])
+        for (const Use& b : uses[j])
+          if (meet(a, b) && (a.write || b.write))
+            return text("step ", j, (b.write ? " writes the " : " reads the "), b.what, " of step ", b.owner, " while step ", i,
+                        ", which it has not waited for, may still ", (a.write ? "write" : "read"), " the ", a.what, " of step ",
+                        a.owner);
+    }
+    for (const Use& a : uses[j])
+      for (const Use& b : uses[j])
+        if (&a != &b && meet(a, b) && b.write) return text("step ", j, " overwrites its own ", a.what, " of step ", a.owner);
+    // What it reads is still what its owner wrote.
+    for (const Use& read : uses[j]) {
+      if (read.write) continue;
+      for (int32_t k = read.owner + 1; k < j; ++k)
+        for (const Use& b : uses[k])
+          if (b.write && meet(read, b))
+            return text("step ", k, " overwrites the ", read.what, " of step ", read.owner, " that step ", j, " is to read");
+    }
+  }
+  return "";
 }
 
 }  // namespace p2p::cuda

@@ -1,6 +1,7 @@
 // From layers to launches: packed weights, tiles and splits, buffers in the arena. No CUDA header: the host shim of the
 // tests runs the same plan.
 #pragma once
+#include <string>
 #include <vector>
 
 #include "../backend.h"
@@ -49,6 +50,9 @@ struct LayerData {
 struct Step {
   Launch launch;
   int32_t input = -1, skip = -1;  // producing steps; -1: the picture / none
+  // The step whose end this kernel's grid_wait awaits, and with it all that that one had awaited. Before it a kernel reads
+  // weights and writes nothing. -1: none, the kernel begins as soon as the launch in front of it does.
+  int32_t waits_for = -1;
   int64_t dst = -1, stats = -1, affine = -1, partial = -1;  // offsets in the arena
   int64_t counters = 0;           // first of this step, in words
 };
@@ -62,8 +66,15 @@ struct Plan {
 Kind kind_of(const Network& network, int32_t layer);
 // keep: every output lives until the end (tests look at them).
 Plan make_plan(const Network& network, DType dtype, int32_t n, int32_t h, int32_t w, int32_t sms, bool keep = false);
+// Where all strides are zero, those of one dense piece; where scale is, 1.
+Picture completed(Picture picture);
 // Fills in the pointers. `dropout`: device memory {seed, frame} or null.
 void bind(Plan& plan, const Network& network, const std::vector<LayerData>& layers, char* arena, uint32_t* counters,
           const Picture& in, const Picture& out, const uint64_t* dropout);
+
+
+// "" if no kernel overwrites what one that it has not waited for may still read or write, and nobody overwrites what a later
+// one is to read; else which two steps meet, and where.
+std::string hazard(const Plan& plan);
 
 }  // namespace p2p::cuda

@@ -8,6 +8,7 @@
 #include "run.h"
 
 using namespace p2p;
+using cuda::host::Memory;
 
 // layers: 8 ints each (up, ci, co, norm, skip or -1, tanh, dropout, unused); slopes, eps: one each; tensors: 4 each
 // (weight, bias, gamma, beta; null where absent). Returns 0, or 1 with the reason in `error`.
@@ -31,24 +32,24 @@ extern "C" int p2p_host_network(int count, const int32_t* layers, const float* s
     for (int i = 0; i < count; ++i)
       packed.push_back(cuda::pack_layer(network, i, type, {tensors[4 * i], tensors[4 * i + 1], tensors[4 * i + 2], tensors[4 * i + 3]}));
     const auto given = [](const std::vector<float>& v) {
-      cuda::host::allow(v.data(), (int64_t)v.size() * 4, false);
+      cuda::host::allow(v.data(), (int64_t)v.size() * 4, Memory::kConstant);
       return v.empty() ? nullptr : v.data();
     };
     for (const cuda::PackedLayer& p : packed) {
-      cuda::host::allow(p.weights.data(), (int64_t)p.weights.size(), false);
+      cuda::host::allow(p.weights.data(), (int64_t)p.weights.size(), Memory::kConstant);
       data.push_back({p.weights.data(), given(p.bias), given(p.gamma), given(p.beta)});
     }
     cuda::Plan plan = cuda::make_plan(network, type, n, h, w, sms);
     std::vector<uint32_t> counters(plan.counters);
     char* arena = (char*)aligned_alloc(256, (plan.arena_bytes + 255) / 256 * 256);
     std::fill_n((uint32_t*)arena, plan.arena_bytes / 4, 0x7FFF7FFFu);
-    cuda::host::allow(counters.data(), plan.counters * 4, true);
-    if (dropout) cuda::host::allow(dropout, 16, false);
+    cuda::host::allow(counters.data(), plan.counters * 4, Memory::kOutput);
+    if (dropout) cuda::host::allow(dropout, 16, Memory::kInput);
     const int32_t ci = network.channels_in(), co = network.channels_out();
-    cuda::host::allow(in, (int64_t)n * h * w * ci * pixel_bytes, false);
-    cuda::host::allow(out, (int64_t)n * h * w * co * pixel_bytes, true);
+    cuda::host::allow(in, (int64_t)n * h * w * ci * pixel_bytes, Memory::kInput);
+    cuda::host::allow(out, (int64_t)n * h * w * co * pixel_bytes, Memory::kOutput);
     cuda::bind(plan, network, data, arena, counters.data(), {in, h, w, ci, pixel_bytes}, {out, h, w, co, pixel_bytes}, dropout);
-    cuda::host::allow(arena, plan.arena_bytes, true);
+    cuda::host::allow(arena, plan.arena_bytes, Memory::kOutput);
     for (size_t i = 0; i < plan.steps.size(); ++i) cuda::host::run(plan.steps[i].launch, seed + (uint32_t)i);
     const bool clean = std::all_of(counters.begin(), counters.end(), [](uint32_t c) { return c == 0; });
     free(arena);

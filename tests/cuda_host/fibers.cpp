@@ -6,16 +6,21 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <limits>
+#include <cstdlib>
+#include <memory>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "fibers.h"
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #endif
 
 namespace p2p::cuda::host {
@@ -87,6 +92,9 @@ struct Fiber {
   State state = State::kDone;
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
   std::vector<Copy> open;
+  bool waited = false;        // grid_wait was called
+  uint32_t fenced = 0;        // time of the latest fence
+  const void* arrived = nullptr;  // counter whose arrivals the next fence makes visible
 };
 
 struct Word {  // of shared memory
@@ -99,9 +107,33 @@ struct Warp {
   int32_t arrived = 0, what = 0;
 };
 
+// Who wrote a word of global memory last.
+struct Trace {
+  uint32_t launch = 0, block = 0, epoch = 0, time = 0;
+  int32_t thread = 0;
+};
+
+struct Free {
+  void operator()(void* memory) const { free(memory); }
+};
+
 struct Region {
   const char *begin, *end;
-  bool writable;
+  Memory memory;
+  std::unique_ptr<Trace[], Free> traces;  // a word each; kOutput only
+};
+
+// A block's arrival at a counter: what it wrote before `time` is out, its other threads' writes before `epoch`.
+struct Arrival {
+  uint32_t block, time, epoch;
+  int32_t thread;
+};
+
+// What this block has seen of another one, and from when on: its thread at once, the others after a barrier.
+struct Seen {
+  Arrival arrival;
+  uint32_t epoch;
+  int32_t thread;
 };
 
 Context scheduler;
@@ -109,7 +141,10 @@ std::array<Fiber, kThreads> fibers;
 std::array<Warp, kThreads / kWarp> warps;
 std::vector<Word> words(kSharedMax / 4);
 std::vector<Region> regions;
-uint32_t epoch;
+std::unordered_map<const void*, std::vector<Arrival>> arrivals;  // of this launch, by counter
+std::vector<Seen> seen;                                          // by the running block
+uint32_t epoch, launches, block_number, now;
+bool trusting;
 int32_t shared_size;
 LayerKernel kernel;
 const LayerArgs* arguments;
@@ -126,6 +161,9 @@ void pause(State state) {
 
 void entry() {
   kernel(*arguments);
+  if (!self().waited) fail("a thread ends that never called grid_wait: its kernel may end before the one in front");
+  for (const auto& group : self().groups)
+    if (!group.empty()) fail("a thread ends with a copy that nobody waited for");
   pause(State::kDone);
   std::abort();
 }
@@ -148,18 +186,75 @@ void fail(const char* message) {
   std::abort();
 }
 
-void check_global(const void* at, int64_t bytes, bool write) {
-  if ((uintptr_t)at % bytes) fail("misaligned access to global memory");
+namespace {
+
+Region* region_of(const char* begin, int64_t bytes, bool write) {
   static size_t latest = 0;
-  const char* begin = (const char*)at;
-  const auto holds = [&](const Region& r) { return begin >= r.begin && begin + bytes <= r.end && (!write || r.writable); };
-  if (latest < regions.size() && holds(regions[latest])) return;
+  const auto holds = [&](const Region& r) {
+    return begin >= r.begin && begin + bytes <= r.end && (!write || r.memory == Memory::kOutput);
+  };
+  if (latest < regions.size() && holds(regions[latest])) return &regions[latest];
   for (size_t i = 0; i < regions.size(); ++i)
-    if (holds(regions[i])) {
-      latest = i;
-      return;
+    if (holds(regions[i])) return &regions[latest = i];
+  return nullptr;
+}
+
+bool was_seen(const Trace& trace) {
+  for (const Seen& s : seen) {
+    const bool mine = s.thread == place.thread || s.epoch < epoch;
+    const bool out = trace.time <= s.arrival.time && (trace.thread == s.arrival.thread || trace.epoch < s.arrival.epoch);
+    if (s.arrival.block == trace.block && mine && out) return true;
+  }
+  return false;
+}
+
+// Orders between threads and blocks of one launch. Words only: bytes of pictures are written once and never read.
+void check_order(Region& region, const char* begin, int64_t bytes, bool write, bool of_blocks) {
+  for (int64_t w = (begin - region.begin) / 4; w < (begin - region.begin + bytes) / 4; ++w) {
+    Trace& trace = region.traces[w];
+    if (trace.launch == launches && trace.block == block_number) {
+      if (trace.thread != place.thread && trace.epoch == epoch)
+        fail("race: a word of global memory that another thread of the block writes, no barrier between");
+    } else if (trace.launch == launches) {
+      if (!was_seen(trace)) fail("race: a word of global memory that another block writes, no arrival and fence between");
+      if (!write && !of_blocks) fail("reads what another block wrote without load_of_blocks: this SM's cache may be old");
     }
-  fail(write ? "write outside the buffers" : "read outside the buffers");
+    if (write) trace = {launches, block_number, epoch, now, place.thread};
+  }
+}
+
+}  // namespace
+
+void check_global(const void* at, int64_t bytes, bool write, bool of_blocks) {
+  if ((uintptr_t)at % bytes) fail("misaligned access to global memory");
+  const Region* region = region_of((const char*)at, bytes, write);
+  if (!region && trusting) return;
+  if (!region) fail(write ? "write outside the buffers" : "read outside the buffers");
+  if (!self().waited && region->memory != Memory::kConstant)
+    fail(write ? "write before grid_wait" : "read before grid_wait of what another kernel may still write");
+  if (write) ++now;
+  if (region->traces && bytes >= 4) check_order(*(Region*)region, (const char*)at, bytes, write, of_blocks);
+}
+
+void wait_for_grid() { self().waited = true; }
+
+// What the thread wrote, and what its block wrote in front of a barrier, is out; what arrived at the counter can be seen.
+void fence_all() {
+  Fiber& fiber = self();
+  fiber.fenced = ++now;
+  if (!fiber.arrived) return;
+  for (const Arrival& arrival : arrivals[fiber.arrived]) seen.push_back({arrival, epoch, place.thread});
+  fiber.arrived = nullptr;
+}
+
+uint32_t arrive_at(uint32_t* counter) {
+  Fiber& fiber = self();
+  if (!fiber.waited) fail("write before grid_wait");
+  if ((uintptr_t)counter % 4) fail("misaligned access to global memory");
+  if (!trusting && !region_of((const char*)counter, 4, true)) fail("write outside the buffers");
+  arrivals[counter].push_back({block_number, fiber.fenced, epoch, place.thread});
+  fiber.arrived = counter;
+  return (*counter)++;
 }
 
 void check_shared(const void* at, int64_t bytes, bool write) {
@@ -184,7 +279,7 @@ void check_shared(const void* at, int64_t bytes, bool write) {
 void barrier() { pause(State::kBarrier); }
 
 void issue_copy(char* to, const void* from, bool valid) {
-  if (valid) check_global(from, 16, false);
+  if (valid) check_global(from, 16, false, false);
   check_shared(to, 16, true);
   self().open.push_back({to, from, valid});
 }
@@ -272,12 +367,20 @@ namespace {
 void run_block(std::mt19937& random) {
   std::fill(words.begin(), words.begin() + shared_size / 4, Word{});
   std::fill_n((uint32_t*)shared, shared_size / 4, 0x7FFF7FFFu);  // NaN as f32, f16 and bf16
+#if defined(__SANITIZE_ADDRESS__)  // the last block's frames, which never return, left their marks
+  __asan_unpoison_memory_region(stacks, (size_t)kThreads * kStackBytes);
+#endif
   epoch = 1;
+  ++block_number;
+  seen.clear();
   for (int32_t t = 0; t < kThreads; ++t) {
     Fiber& fiber = fibers[t];
     fiber.state = State::kReady;
     fiber.groups.clear();
     fiber.open.clear();
+    fiber.waited = false;
+    fiber.fenced = 0;
+    fiber.arrived = nullptr;
     fiber.context.start(stacks + (int64_t)t * kStackBytes, entry);
   }
   for (Warp& warp : warps) warp.arrived = 0;
@@ -317,10 +420,13 @@ void run_block(std::mt19937& random) {
 
 }  // namespace
 
-void allow(const void* begin, int64_t bytes, bool writable) {
-  if (begin && bytes > 0) regions.push_back({(const char*)begin, (const char*)begin + bytes, writable});
+void allow(const void* begin, int64_t bytes, Memory memory) {
+  if (!begin || bytes <= 0) return;
+  Trace* traces = memory == Memory::kOutput ? (Trace*)calloc((bytes + 3) / 4, sizeof(Trace)) : nullptr;  // untouched: no memory
+  regions.push_back({(const char*)begin, (const char*)begin + bytes, memory, std::unique_ptr<Trace[], Free>(traces)});
 }
 void forbid_all() { regions.clear(); }
+void trust(bool all) { trusting = all; }
 
 void run(const Launch& launch, uint32_t seed) {
   if (!stacks) {
@@ -333,6 +439,8 @@ void run(const Launch& launch, uint32_t seed) {
   if (!kernel) throw std::runtime_error("there is no such kernel");
   arguments = &launch.args;
   failure.clear();
+  ++launches;
+  arrivals.clear();
   shared_size = shared_bytes(launch.tile);
   if (shared_size > 48 << 10) throw std::runtime_error("more shared memory than 48 KB");
   const int32_t blocks[3] = {launch.grid_x, launch.grid_y, launch.grid_z};

@@ -4,6 +4,10 @@
 //   copy_async lands at its wait and not before
 //   two threads at one word of shared memory, one writing, without a barrier between: an error
 //   every access to global memory must lie in a buffer that the driver has allowed, aligned
+//   two threads of a block at one word of global memory, one having written it, without a barrier between: an error
+//   a block may touch what another block of the launch wrote only if that one fenced and arrived at a counter afterwards,
+//   and this one arrived later and fenced; it reads it by load_of_blocks
+//   before grid_wait a thread may read weights and nothing else; no thread may end without it, or with a copy on its way
 //   a barrier or warp-wide instruction that some thread never reaches: an error
 #pragma once
 #include <cmath>
@@ -32,7 +36,10 @@ extern char* shared;
 extern bool warp_gathers;
 
 [[noreturn]] void fail(const char* message);
-void check_global(const void* at, int64_t bytes, bool write);
+void check_global(const void* at, int64_t bytes, bool write, bool of_blocks = false);
+void wait_for_grid();
+void fence_all();
+uint32_t arrive_at(uint32_t* counter);
 void check_shared(const void* at, int64_t bytes, bool write);
 void barrier();
 void issue_copy(char* to, const void* from, bool valid);
@@ -85,7 +92,10 @@ void store(T* to, T value) {
   host::check_global(to, sizeof(T), true);
   *to = value;
 }
-inline float load_of_blocks(const float* from) { return load(from); }
+inline float load_of_blocks(const float* from) {
+  host::check_global(from, 4, false, true);
+  return *from;
+}
 
 inline void shared_store16(char* to, Vec16 v) {
   host::check_shared(to, 16, true);
@@ -101,12 +111,9 @@ inline void shared_set(float* to, float value) {
 }
 
 inline void sync_block() { host::barrier(); }
-inline void fence() {}
-inline uint32_t arrive(uint32_t* counter) {
-  host::check_global(counter, 4, true);
-  return (*counter)++;
-}
-inline void grid_wait() {}
+inline void fence() { host::fence_all(); }
+inline uint32_t arrive(uint32_t* counter) { return host::arrive_at(counter); }
+inline void grid_wait() { host::wait_for_grid(); }
 inline void grid_release() {}
 
 inline void copy_async(char* to, const void* from, bool valid) { host::issue_copy(to, from, valid); }
