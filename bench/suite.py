@@ -9,6 +9,8 @@ beside us as the machine's own yardstick.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import nets
@@ -52,6 +54,13 @@ def test_load(benchmark: Any, tmp_path: Any) -> None:
     path = tmp_path / "unet.safetensors"
     save(nets.unet(64), path)
     benchmark.pedantic(lambda: Engine(path).close(), rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("code", ["import numpy", "import pix2pix_fast"])
+def test_start(benchmark: Any, code: str) -> None:
+    """A new Python process; the package should cost NumPy and little more."""
+    command = [sys.executable, "-c", code]
+    benchmark.pedantic(lambda: subprocess.run(command, check=True), rounds=10, warmup_rounds=2)
 
 
 def test_torch_eager(benchmark: Any) -> None:

@@ -393,23 +393,21 @@ def test_interrupted_batches_exit_with_130(path: str, tmp_path: Path) -> None:
         assert pixels(tmp_path / "out" / name).shape == (64, 64, 3)
 
 
-def test_help_is_quick_and_light() -> None:
-    """Under 300 ms and without the heavy libraries. Processor time, the best of several tries."""
+def test_help_is_light() -> None:
+    """Without the heavy libraries; its time is in bench/suite.py."""
     code = """
-import sys, time
-start = time.process_time()
+import sys
 from pix2pix_fast import cli
 try:
     cli.main(["--help"])
 except SystemExit:
     pass
-print(time.process_time() - start, *sorted({"torch", "PIL", "rich", "onnx"} & set(sys.modules)))
+print("loaded:", *sorted({"torch", "PIL", "rich", "onnx"} & set(sys.modules)))
 """
-    lines = [child(code).splitlines() for _ in range(6)]
+    lines = child(code).splitlines()
     for verb in ("translate", "convert", "info", "verify", "bench", "demo", "train"):
-        assert any(line.split()[:1] == [verb] for line in lines[0])
-    assert all(len(line[-1].split()) == 1 for line in lines)
-    assert min(float(line[-1]) for line in lines) < 0.300
+        assert any(line.split()[:1] == [verb] for line in lines)
+    assert lines[-1] == "loaded:"
 
 
 def test_version(run: Run) -> None:
