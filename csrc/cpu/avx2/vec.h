@@ -5,7 +5,7 @@ using Vec = __m256;
 constexpr int kWidth = 8;
 constexpr int kRowsMax = 6;
 constexpr int kPanelVecs = 2;
-constexpr int kTapLinesLog2 = 2;  // 64 channels: the buffer of body/taps.inl is 32 KB, half of it in use at a time
+constexpr int kTapLinesLog2 = 2;  // 64 channels x 4 taps x 64 bytes = 16 KB, half of L1
 
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec broadcast(float x) { return _mm256_set1_ps(x); }

@@ -4,7 +4,7 @@
 using Vec = __m512;
 constexpr int kWidth = 16;
 constexpr int kRowsMax = 12;
-constexpr int kTapLinesLog2 = 3;  // 128 channels: the buffer of body/taps.inl is 128 KB of L2, which delivers a line a cycle
+constexpr int kTapLinesLog2 = 4;  // 256 channels x 4 taps x 128 bytes = 128 KB of L2, which delivers a line a cycle
 constexpr int kPanelVecs = 2;
 
 inline Vec zero() { return _mm512_setzero_ps(); }

@@ -1,9 +1,10 @@
 // F(3,2) with the weights transformed in registers: the packed weights are the plain 2x2 taps (a quarter of the transformed
-// ones), and the product forms position (i, j)'s weights with 0 to 3 additions on the way from L2.
+// ones), and the product forms position (i, j)'s weights with 0 to 3 additions on the way.
 //
 // For layers that few tiles use (8x8 and 16x16 maps: 9 tiles), reading 16 transformed matrices from memory costs more than
 // the arithmetic. The halves of F(3,2)'s weight transform move to the input transform, where they are exact.
-// Weights: [panel][phase][k][tap ty, tx][panel]. k advances in chunks that stay in L2 while 16 positions read them.
+// Weights: [panel][phase][k][tap ty, tx][panel]. k advances in chunks that stay near the core while 16 positions read them
+// (docs/decisions/023).
 
 constexpr int64_t kTapLines = 1 << kTapLinesLog2;  // lines of A in a chunk (vec.h); A is cut into the same parts
 
