@@ -427,12 +427,13 @@ def build_trt(
             progress=progress,
             **options,
         )
-    facts = {"output": _plain(str(path)), "bytes": path.stat().st_size}
-    facts |= {"seconds": round(time.perf_counter() - begun, 3), "precision": options["precision"]}
+    size_bytes, seconds = path.stat().st_size, time.perf_counter() - begun
+    facts: dict[str, Any] = {"output": _plain(str(path)), "precision": options["precision"]}
+    facts |= {"bytes": size_bytes, "seconds": round(seconds, 3)}
     if as_json:
         click.echo(json.dumps(facts))
     else:
-        click.echo(f"{facts['output']}  {facts['bytes'] / 1e6:.1f} MB  {facts['seconds']:.1f} s")
+        click.echo(f"{facts['output']}  {size_bytes / 1e6:.1f} MB  {seconds:.1f} s")
 
 
 @main.command()

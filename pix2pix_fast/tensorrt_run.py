@@ -58,7 +58,9 @@ class Executable:
             except TypeError as error:  # pybind11's way to say that the library gave none
                 why = "; ".join(self.complaints) or error
                 raise BackendUnavailable(f"{trt.__name__} has no runtime: {why}") from error
-            self.profiles = (Profile.around(options.size, self.multiple),)
+            self.profiles: tuple[Profile, ...] = (
+                Profile.around(options.size, self.multiple),
+            )
             self.warm_up(options.size)
         except BaseException:
             self.close()

@@ -19,7 +19,12 @@ from fake_cuda import Cuda
 from tensorrt_api import Checked, Names
 
 ENUMS = (
-    "ActivationType BuilderFlag DataType ElementWiseOperation ReduceOperation UnaryOperation".split()
+    "ActivationType",
+    "BuilderFlag",
+    "DataType",
+    "ElementWiseOperation",
+    "ReduceOperation",
+    "UnaryOperation",
 )
 BITS = {"FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT64": np.int64}
 

@@ -17,7 +17,7 @@ import re
 import sys
 from typing import Any
 
-LINES = """
+_LINES = """
 ActivationType.LEAKY_RELU
 ActivationType.RELU
 ActivationType.TANH
@@ -116,14 +116,14 @@ Runtime.deserialize_cuda_engine(serialized_engine)
 UnaryOperation.ROUND
 UnaryOperation.SQRT
 Weights.__init__(type, ptr, count)
-""".split("\n")
+"""
 # Only where a GPU that is not there is built for, which tensorrt_rtx alone can:
-RTX_LINES = """
+_RTX_LINES = """
 IBuilderConfig.num_compute_capabilities
 IBuilderConfig.set_compute_capability(compute_capability, index)
 ComputeCapability.SM89
-""".split("\n")
-LINES, RTX_LINES = ([line for line in lines if line] for lines in (LINES, RTX_LINES))
+"""
+LINES, RTX_LINES = _LINES.strip().split("\n"), _RTX_LINES.strip().split("\n")
 KNOWN = {re.split(r"\(", line)[0] for line in LINES}
 used: set[str] = set()  # names that the fakes met in this process
 

@@ -135,14 +135,23 @@ def test_every_net_builds_by_both_deconvolutions(name: str) -> None:
 
 
 @needs_rtx
+@pytest.mark.parametrize("pixels", ["float", "uint8"])
 @pytest.mark.parametrize("precision", ["f32", "f16", "bf16"])
-def test_building_twice_gives_the_same_bytes(precision: str) -> None:
+def test_building_twice_gives_the_same_engine(precision: str, pixels: str) -> None:
+    """Not the same bytes: tensorrt_rtx 1.7 numbers values of its own as its threads come (seen:
+    neighbouring ids swapped, 0 to 131 bytes of 3 million). Less than a thousandth may differ; with
+    the weights of another model much more does."""
     model, profile = random_model(BASE), Profile((64, 64), (64, 64))
-    form = Form(precision, pixels="uint8")
-    plans = {tensorrt.build(rtx, model, form, profile, capability="8.9") for _ in range(2)}
-    assert len(plans) == 1
+    form = Form(precision, pixels=pixels)
+    first, second = (
+        np.frombuffer(tensorrt.build(rtx, net, form, profile, capability="8.9"), np.uint8)
+        for net in (model, model)
+    )
+    assert first.size == second.size
+    assert np.count_nonzero(first != second) < first.size / 1000
     other = random_model(BASE, seed=1)
-    assert tensorrt.build(rtx, other, form, profile, capability="8.9") not in plans
+    third = np.frombuffer(tensorrt.build(rtx, other, form, profile, capability="8.9"), np.uint8)
+    assert third.size != first.size or np.count_nonzero(first != third) > 10_000
 
 
 @needs_rtx
@@ -153,9 +162,8 @@ def test_the_whole_u_net_builds(precision: str, bytes_per_weight: int) -> None:
     """U-Net-256 with 64 filters: every weight is in the engine, in the precision asked for."""
     architecture = Architecture(depth=8, ngf=64, in_channels=3, out_channels=3)
     shapes = architecture.shapes()
-    tensors = {name: np.full(shape, 0.01, np.float32) for name, shape in shapes.items()}
-    for name, value in tensors.items():  # equal weights would be folded
-        value.reshape(-1)[::97] = len(name) / 100
+    rng = np.random.default_rng(0)  # the library would compress equal weights
+    tensors = {n: rng.standard_normal(shape, np.float32) / 32 for n, shape in shapes.items()}
     model = Model(architecture, tensors, {})
     weights = sum(value.size for value in tensors.values())
     steps: list[tuple[int, int]] = []

@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 import tensorrt_api
 
-FUNCTIONS = """createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL
+FUNCTIONS = """
+createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL
 createNvOnnxParserRefitter_INTERNAL createNvOnnxParser_INTERNAL getBuilderPluginRegistry
-getNvOnnxParserVersion getPluginRegistry initLibNvInferPlugins""".split()
+getNvOnnxParserVersion getPluginRegistry initLibNvInferPlugins
+"""
 
 
 def test_tensorrt_rtx_has_every_line() -> None:
@@ -49,7 +51,7 @@ def test_tensorrt_has_every_line(version: str, tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("no C compiler")
     major = version.split(".")[0]
-    source = "".join(f"void *{name}(void) {{ return 0; }}\n" for name in FUNCTIONS)
+    source = "".join(f"void *{name}(void) {{ return 0; }}\n" for name in FUNCTIONS.split())
     (tmp_path / "stub.c").write_text(source)
     for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
         file = f"lib{name}.so.{major}"
