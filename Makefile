@@ -32,6 +32,9 @@ $(TEST)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(TEST)
 	$(TEST)/bin/python -m pip install --quiet '.[test]'
 	$(TEST)/bin/python -m pip install --quiet '.[tensorrt]' || echo "no tensorrt_rtx: its tests will skip"
+	for version in 12_bindings==10.15 12_bindings==10.16 13_bindings==11.4; do \
+		$(TEST)/bin/python -m pip install --quiet --no-deps --upgrade --target .venv/tensorrt-$${version##*=} \
+			"tensorrt_cu$$version.*" || echo "no bindings of tensorrt $$version: their test will skip"; done
 	touch $@
 
 $(TEST)/peers: $(TEST)/installed

@@ -398,12 +398,14 @@ def export(model: str, target: str, overwrite: bool, **options: Any) -> None:
 )
 @click.option("--capability", default="", metavar="8.9", help="Of a GPU that is not here.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def build_trt(
     model: str,
     target: str | None,
     size: str | None,
     deconv: str | None,
     overwrite: bool,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Build MODEL's TensorRT engine now: for this machine's cache, where Engine looks for it, or
@@ -415,14 +417,23 @@ def build_trt(
     if target and Path(target).exists() and not overwrite:
         raise FileExistsError(f"{_plain(target)} exists; --overwrite replaces it")
     h, w = _parse(size, "--size", "x", 2) if size else (0, 0)
-    path = tensorrt.prepare(
-        checkpoints.read(model),
-        size=(h, w) if size else None,
-        deconv=deconv or "",
-        target=target,
-        **options,
-    )
-    click.echo(f"{_plain(str(path))}  {path.stat().st_size / 1e6:.1f} MB")
+    begun = time.perf_counter()
+    with _steps("build-trt") as progress:
+        path = tensorrt.prepare(
+            checkpoints.read(model),
+            size=(h, w) if size else None,
+            deconv=deconv or "",
+            target=target,
+            progress=progress,
+            **options,
+        )
+    size_bytes, seconds = path.stat().st_size, time.perf_counter() - begun
+    facts: dict[str, Any] = {"output": _plain(str(path)), "precision": options["precision"]}
+    facts |= {"bytes": size_bytes, "seconds": round(seconds, 3)}
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        click.echo(f"{facts['output']}  {size_bytes / 1e6:.1f} MB  {seconds:.1f} s")
 
 
 @main.command()
@@ -737,6 +748,20 @@ def _progress(total: int) -> Iterator[tuple[Callable[[], object], Callable[[str]
             (lambda: bar.advance(task)),
             (lambda line: console.print(Text(f"pix2pix-fast: {line}"), soft_wrap=True)),
         )
+
+
+@contextmanager
+def _steps(name: str) -> Iterator[Callable[[int, int], object] | None]:
+    """`progress(done, steps)` of one long task: a bar on a terminal, None elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, steps: bar.update(task, completed=done, total=steps)
 
 
 def _complain(line: str) -> None:

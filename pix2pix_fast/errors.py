@@ -18,6 +18,10 @@ class BackendUnavailable(P2PError, RuntimeError):
     """Hardware or a library that was asked for is missing; the message says what was looked for."""
 
 
+class DeviceError(P2PError, RuntimeError):
+    """A GPU, its driver or its library failed while at work; the message says at what."""
+
+
 class Cancelled(P2PError):
     """A call was told to stop before its result was ready."""
 

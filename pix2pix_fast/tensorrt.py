@@ -16,7 +16,7 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from . import __version__
-from .errors import BackendUnavailable
+from .errors import BackendUnavailable, DeviceError
 from .tensorfile import atomic_file, from_float32
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ LIBRARIES = ("tensorrt", "tensorrt_rtx")  # the first one that imports is taken
 PRECISIONS = ("f32", "f16", "bf16")
 BATCH_PIXELS = 4 << 20  # in one launch; larger batches go in parts
 Size = tuple[int, int]
+Progress = Callable[[int, int], object]
 
 
 class Form(NamedTuple):
@@ -308,15 +309,19 @@ def build(
     *,
     capability: str = "",
     release: bool = False,
+    progress: Progress | None = None,
 ) -> bytes:
     """The serialized engine. `trt`: the library; `capability`: "8.9" builds for that GPU ahead of
-    time, which only tensorrt_rtx can. Errors: BackendUnavailable with the library's own words."""
+    time, which only tensorrt_rtx can; `progress(done, steps)` is called while it is built, and what
+    it raises ends the building. Errors: BackendUnavailable with the library's own words."""
     form = form.checked()
     complaints = deque[str](maxlen=4)
     logger = quiet_logger(trt, complaints)
-    builder = trt.Builder(logger)
-    if builder is None:
-        raise BackendUnavailable(f"{trt.__name__} has no builder: {'; '.join(complaints)}")
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # pybind11's way to say that the library gave none
+        why = "; ".join(complaints) or error
+        raise BackendUnavailable(f"{trt.__name__} {trt.__version__} has no builder: {why}") from error
     definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     network = Network(trt, definition, model, form, release=release)
     network.write()
@@ -325,13 +330,46 @@ def build(
     _profile(builder, config, model, form, profile)
     if capability:
         _aim(trt, config, capability)
+    raised: list[BaseException] = []
+    if progress is not None:
+        config.progress_monitor = _monitor(trt, progress, raised)
     plan = builder.build_serialized_network(definition, config)
+    if raised:
+        raise raised[0]
     if plan is None:
         raise BackendUnavailable(
             f"{trt.__name__} {trt.__version__} does not build this network ({form}): "
             f"{'; '.join(complaints) or 'it does not say why'}"
         )
     return bytes(plan)
+
+
+def _monitor(trt: Any, progress: Progress, raised: list[BaseException]) -> Any:
+    """The library's own progress, of its outermost phase. An exception must not cross the library:
+    it goes into `raised`, and the building stops. That is how Ctrl-C ends it, too."""
+    outer: dict[str, int] = {}
+
+    def start(self: Any) -> None:
+        trt.IProgressMonitor.__init__(self)
+
+    def phase_start(self: Any, name: str, parent: str | None, steps: int) -> None:
+        if not parent:
+            outer[name] = steps
+
+    def step_complete(self: Any, name: str, step: int) -> bool:
+        try:
+            if name in outer and not raised:
+                progress(step + 1, outer[name])
+        except BaseException as error:
+            raised.append(error)
+        return not raised
+
+    def phase_finish(self: Any, name: str) -> None:
+        outer.pop(name, None)
+
+    calls = (phase_start, step_complete, phase_finish)
+    parts = {"__init__": start} | {call.__name__: call for call in calls}
+    return type("Progress", (trt.IProgressMonitor,), parts)()
 
 
 def _profile(builder: Any, config: Any, model: Model, form: Form, profile: Profile) -> None:
@@ -444,8 +482,10 @@ class Driver:
 
     def __call__(self, function: str, *arguments: Any) -> None:
         code = getattr(self.cuda, function)(*arguments)
+        if code == 2:
+            raise MemoryError(f"the GPU or its page-locked memory is full ({function})")
         if code:
-            raise RuntimeError(f"{function}: {self.words(code)}")
+            raise DeviceError(f"the NVIDIA driver failed: {function} answers {self.words(code)}")
 
     def words(self, code: int) -> str:
         name = ctypes.c_char_p()
@@ -521,21 +561,32 @@ def folder() -> Path:
 
 
 def cached(
-    trt: Any, gpu: Gpu, model: Model, form: Form, profile: Profile, *, digest: str = ""
+    trt: Any,
+    gpu: Gpu,
+    model: Model,
+    form: Form,
+    profile: Profile,
+    *,
+    digest: str = "",
+    progress: Progress | None = None,
 ) -> tuple[bytes, Path]:
     """The engine from the cache, built and kept there if it is not; a file that does not fit its
-    key or its digest is built again. `digest`: `fingerprint`, where it is known."""
+    key or its digest is built again, one that cannot be kept is a warning. `digest`: `fingerprint`,
+    where it is known."""
     key = cache_key(trt, gpu, digest or fingerprint(model, form.norm), form, profile)
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     path = folder() / f"{name}.engine"
     plan = _read(path, key)
     if plan is None:
         log.info("building a TensorRT engine, which takes a while: %s", path)
-        plan = build(trt, model, form, profile)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as stream:
-            stream.write(MAGIC + json.dumps(key).encode() + b"\n")
-            stream.write(hashlib.sha256(plan).hexdigest().encode() + b"\n" + plan)
+        plan = build(trt, model, form, profile, progress=progress)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as stream:
+                stream.write(MAGIC + json.dumps(key).encode() + b"\n")
+                stream.write(hashlib.sha256(plan).hexdigest().encode() + b"\n" + plan)
+        except OSError as error:
+            log.warning("the engine is not kept (%s); P2P_TRT_CACHE names another folder", error)
     return plan, path
 
 
@@ -580,9 +631,11 @@ def prepare(
     pixels: str = "uint8",
     capability: str = "",
     target: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Build the engine that Engine(backend="tensorrt") will look for into this machine's cache; or,
-    with `target`, the plain engine into that file, for `capability` if no GPU is here."""
+    with `target`, the plain engine into that file, for `capability` if no GPU is here. Errors:
+    ValueError for a wrong option, BackendUnavailable, OSError where it cannot be written."""
     form = Form(precision, deconv, norm, pixels=pixels).checked()
     given = size or tuple(model.card.get("size", (256, 256)))
     profile = Profile.around((given[0], given[1]), model.architecture.multiple)
@@ -590,8 +643,12 @@ def prepare(
         if capability:
             raise ValueError("capability: the cache is for this machine's GPU; give a target too")
         gpu = driver().gpu()
-        return cached(library(gpu), gpu, model, form, profile)[1]
-    plan = build(library(), model, form, profile, capability=capability)
+        folder().mkdir(parents=True, exist_ok=True)  # this time, not keeping it is an error
+        path = cached(library(gpu), gpu, model, form, profile, progress=progress)[1]
+        if not path.exists():
+            raise OSError(f"{path} could not be written; P2P_TRT_CACHE names another folder")
+        return path
+    plan = build(library(), model, form, profile, capability=capability, progress=progress)
     with atomic_file(target) as stream:
         stream.write(plan)
     return Path(target)

@@ -1,7 +1,8 @@
 """Engines of TensorRT at work: contexts, streams, graphs, buffers, and pixels to and from them.
 
 Through the driver's own functions (tensorrt.Driver), so that no further package is needed. No GPU was
-at hand: nothing in this file has ever run, and "auto" does not choose this back-end.
+at hand: this has run on the memory, streams and networks of tests/fake_driver.py and fake_tensorrt.py
+alone, and "auto" does not choose this back-end.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import logging
 import math
 import os
 from collections import deque
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import BackendUnavailable, ForkError
+from .errors import BackendUnavailable, DeviceError, ForkError
 from .tensorrt import Driver, Form, Profile, cached, fingerprint, quiet_logger
 
 if TYPE_CHECKING:
@@ -41,35 +44,67 @@ class Executable:
         self.form = Form(precision, norm=options.norm).checked()
         self.trt, self.cuda, self.model = trt, cuda, model
         self.gpu, self.context, self.pid = cuda.gpu(), cuda.retain(), os.getpid()
-        self.digest = fingerprint(model, options.norm)
-        self.multiple = model.architecture.multiple
-        self.profile = Profile.around(options.size, self.multiple)
-        self.runtime = trt.Runtime(quiet_logger(trt, deque(maxlen=4)))
+        self.multiple, self.closed = model.architecture.multiple, False
         self.engines: dict[tuple[str, Profile], Any] = {}
         self.idle: dict[tuple[str, Profile], deque[_Slot]] = {}
-        self.calls, self.closed = 0, False
-        self.engine("uint8", self.profile)  # built now, not with the first picture
+        self.slots: deque[_Slot] = deque()  # all, those at work included
+        self.calls = 0  # of slots that are gone
+        try:
+            self.cuda("cuCtxSetCurrent", self.context)
+            self.digest = fingerprint(model, options.norm)
+            self.complaints = deque[str](maxlen=4)
+            try:
+                self.runtime = trt.Runtime(quiet_logger(trt, self.complaints))
+            except TypeError as error:  # pybind11's way to say that the library gave none
+                why = "; ".join(self.complaints) or error
+                raise BackendUnavailable(f"{trt.__name__} has no runtime: {why}") from error
+            self.profiles: tuple[Profile, ...] = (
+                Profile.around(options.size, self.multiple),
+            )
+            self.warm_up(options.size)
+        except BaseException:
+            self.close()
+            raise
+
+    def warm_up(self, size: tuple[int, int]) -> None:
+        """Two calls: one on which the library allocates and chooses, one that becomes the graph."""
+        a = self.model.architecture
+        src, dst = (np.zeros((1, *size, c), np.uint8) for c in (a.in_channels, a.out_channels))
+        for _ in range(2):
+            self.run(src, dst)
 
     def engine(self, pixels: str, profile: Profile) -> Any:
         known = self.engines.get((pixels, profile))
         if known is not None:
             return known
         form = self.form._replace(pixels=pixels)
-        self.cuda("cuCtxSetCurrent", self.context)
-        plan, path = cached(self.trt, self.gpu, self.model, form, profile, digest=self.digest)
-        engine = self.runtime.deserialize_cuda_engine(plan)
+
+        def load() -> tuple[Any, Path]:
+            known = (self.trt, self.gpu, self.model, form, profile)
+            plan, path = cached(*known, digest=self.digest)
+            return self.runtime.deserialize_cuda_engine(plan), path
+
+        engine, path = load()
         if engine is None:  # sound bytes that this library will not have, for reasons of its own
             log.warning("%s is refused by %s; building again", path, self.trt.__name__)
             path.unlink(missing_ok=True)
-            plan, path = cached(self.trt, self.gpu, self.model, form, profile, digest=self.digest)
-            engine = self.runtime.deserialize_cuda_engine(plan)
+            engine, path = load()
         if engine is None:
             raise BackendUnavailable(
                 f"{self.trt.__name__} {self.trt.__version__} built an engine for {self.gpu.name} "
-                "and does not load it"
+                f"and does not load it: {'; '.join(self.complaints) or 'it does not say why'}"
             )
-        self.engines[pixels, profile] = engine
-        return engine
+        return self.engines.setdefault((pixels, profile), engine)  # another thread's, if first
+
+    def profile(self, h: int, w: int) -> Profile:
+        """One that takes pictures of h x w, the first of those that are there."""
+        padded = [-(-length // self.multiple) * self.multiple for length in (h, w)]
+        for profile in self.profiles:
+            if profile.holds(*padded):
+                return profile
+        profile = Profile.around((h, w), self.multiple)
+        self.profiles = (*self.profiles, profile)
+        return profile
 
     def run(
         self,
@@ -85,37 +120,42 @@ class Executable:
         if os.getpid() != self.pid:
             raise ForkError("a GPU cannot be used in a forked child; open an Engine there")
         h, w = src.shape[1:3]
-        rows, columns = (reflect_indices(length, self.multiple) for length in (h, w))
-        if not self.profile.holds(len(rows), len(columns)):
-            self.profile = Profile.around((h, w), self.multiple)
-        profile = self.profile
+        profile = self.profile(h, w)
         pixels = "uint8" if src.dtype == dst.dtype == np.uint8 else "float"
+        self.cuda("cuCtxSetCurrent", self.context)  # of this thread
         slot = self._take(pixels, profile)
-        for start in range(0, len(src), profile.batch):
-            part = src[start : start + profile.batch][:, rows][:, :, columns]
-            if pixels == "uint8":
-                dst[start : start + profile.batch] = slot.run(part)[:, :h, :w]
-                continue
-            signed = to_signed(part, value_range).transpose(0, 3, 1, 2)
-            result = slot.run(signed).transpose(0, 2, 3, 1)[:, :h, :w]
-            dst[start : start + profile.batch] = from_signed(result, dst.dtype, value_range)
-        self.calls += 1
-        self.idle[pixels, profile].append(slot)  # not after an error: its stream may hang
+        try:
+            for start in range(0, len(src), profile.batch):
+                part = reflect(src[start : start + profile.batch], self.multiple)
+                if pixels == "uint8":
+                    dst[start : start + profile.batch] = slot.run(part)[:, :h, :w]
+                    continue
+                signed = to_signed(part, value_range).transpose(0, 3, 1, 2)
+                result = slot.run(signed).transpose(0, 2, 3, 1)[:, :h, :w]
+                dst[start : start + profile.batch] = from_signed(result, dst.dtype, value_range)
+            slot.calls += 1
+        except BaseException:  # its stream may hang, or its graph be half made
+            self.calls += slot.calls
+            self.slots.remove(slot)
+            slot.close()
+            raise
+        self.idle[pixels, profile].append(slot)
 
     def _take(self, pixels: str, profile: Profile) -> _Slot:
-        idle = self.idle.setdefault((pixels, profile), deque())
-        self.cuda("cuCtxSetCurrent", self.context)  # of this thread
         try:
-            return idle.pop()
+            return self.idle.setdefault((pixels, profile), deque()).pop()
         except IndexError:
-            return _Slot(self.cuda, self.engine(pixels, profile), self.model.architecture, pixels)
+            engine = self.engine(pixels, profile)
+            slot = _Slot(self.cuda, engine, self.model.architecture, pixels)
+            self.slots.append(slot)
+            return slot
 
     def stats(self) -> dict[str, Any]:
         if self.closed:
             raise ValueError("this Executable is closed")
-        slots = [slot for idle in tuple(self.idle.values()) for slot in tuple(idle)]
+        slots = tuple(self.slots)
         return {
-            "calls": self.calls,
+            "calls": self.calls + sum(slot.calls for slot in slots),
             "workspace_bytes": sum(slot.bytes for slot in slots),
             "isa": f"sm_{self.gpu.capability.replace('.', '')}",
             "threads": 1,
@@ -126,13 +166,15 @@ class Executable:
         if self.closed or os.getpid() != self.pid:
             return
         self.closed = True
-        self.cuda("cuCtxSetCurrent", self.context)
-        for idle in self.idle.values():
-            while idle:
-                idle.pop().close()
+        with suppress(DeviceError):  # a broken context gives everything back by itself
+            self.cuda("cuCtxSetCurrent", self.context)
+        self.idle.clear()
+        while self.slots:
+            self.slots.pop().close()
         self.engines.clear()
         self.runtime = None
-        self.cuda("cuDevicePrimaryCtxRelease_v2", self.cuda.device)
+        with suppress(DeviceError):
+            self.cuda("cuDevicePrimaryCtxRelease_v2", self.cuda.device)
 
 
 class _Slot:
@@ -148,7 +190,9 @@ class _Slot:
         self.context = engine.create_execution_context()
         if self.context is None:
             raise BackendUnavailable("TensorRT has no execution context: too little GPU memory?")
+        self.workspace = int(engine.device_memory_size_v2)  # bytes that the library keeps for it
         self.stream = cuda.new("cuStreamCreate", 1)  # 1: does not wait for the default stream
+        self.calls = 0
         self.host: list[Any] = []  # page-locked: in, out
         self.device: list[Any] = []
         self.room = [0, 0]  # bytes of each
@@ -158,7 +202,8 @@ class _Slot:
 
     @property
     def bytes(self) -> int:
-        return sum(self.room)
+        """On the GPU."""
+        return self.workspace + sum(self.room)
 
     def run(self, image: np.ndarray) -> np.ndarray:
         """uint8 (n, h, w, ci) or float32 (n, ci, h, w) -> the same with co; a view that lives until
@@ -187,16 +232,17 @@ class _Slot:
         sizes = [math.prod(shape) * size for shape in (image.shape, self.output)]
         if any(need > has for need, has in zip(sizes, self.room, strict=True)):
             self.free()
-            self.host = [self.cuda.new("cuMemAllocHost_v2", ctypes.c_size_t(n)) for n in sizes]
-            self.device = [self.cuda.new("cuMemAlloc_v2", ctypes.c_size_t(n)) for n in sizes]
+            for n in sizes:  # one by one, so that `free` knows of all that came
+                self.host.append(self.cuda.new("cuMemAllocHost_v2", ctypes.c_size_t(n)))
+                self.device.append(self.cuda.new("cuMemAlloc_v2", ctypes.c_size_t(n)))
             self.room = sizes
         self.sizes = [ctypes.c_size_t(n) for n in sizes]
         shape = tuple(image.shape)
         if not self.context.set_input_shape("image", shape):
-            raise RuntimeError(f"TensorRT refuses the shape {shape}")
+            raise DeviceError(f"TensorRT refuses the shape {shape}")
         for name, memory in zip(("image", "translation"), self.device, strict=True):
             if not self.context.set_tensor_address(name, memory.value):
-                raise RuntimeError(f"TensorRT refuses the address of {name!r}")
+                raise DeviceError(f"TensorRT refuses the address of {name!r}")
         self.shape = shape
 
     def view(self, which: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -210,7 +256,7 @@ class _Slot:
         """Upload, network, download, in order on the stream."""
         self.cuda("cuMemcpyHtoDAsync_v2", self.device[0], self.host[0], self.sizes[0], self.stream)
         if not self.context.execute_async_v3(self.stream.value):
-            raise RuntimeError("TensorRT could not run the network")
+            raise DeviceError("TensorRT could not run the network")
         self.cuda("cuMemcpyDtoHAsync_v2", self.host[1], self.device[1], self.sizes[1], self.stream)
 
     def record(self) -> None:
@@ -223,7 +269,7 @@ class _Slot:
             finally:
                 self.cuda("cuStreamEndCapture", self.stream, ctypes.byref(graph))
             self.graph = self.cuda.new("cuGraphInstantiateWithFlags", graph, ctypes.c_ulonglong(0))
-        except RuntimeError as error:
+        except (DeviceError, MemoryError) as error:
             log.info("TensorRT runs without a CUDA graph: %s", error)
             self.capture, self.graph = False, None
         finally:
@@ -236,20 +282,34 @@ class _Slot:
         self.graph = None
 
     def free(self) -> None:
-        for memory in self.host:
-            self.cuda("cuMemFreeHost", memory)
-        for memory in self.device:
-            self.cuda("cuMemFree_v2", memory)
+        host, device = self.host, self.device
         self.host, self.device, self.room = [], [], [0, 0]
+        for memory in host:
+            self.cuda("cuMemFreeHost", memory)
+        for memory in device:
+            self.cuda("cuMemFree_v2", memory)
 
     def close(self) -> None:
-        self.drop_graph()
+        """Give everything back, as far as the driver still answers."""
+        with suppress(DeviceError, MemoryError):
+            self.cuda("cuStreamSynchronize", self.stream)  # a failed call may have left work in it
+        for step in (self.drop_graph, self.free):
+            with suppress(DeviceError, MemoryError):
+                step()
         self.context = None
-        self.free()
-        self.cuda("cuStreamDestroy_v2", self.stream)
+        with suppress(DeviceError, MemoryError):
+            self.cuda("cuStreamDestroy_v2", self.stream)
 
 
 # Pixels: ../csrc/image.h says the rules
+
+
+def reflect(pixels: np.ndarray, multiple: int) -> np.ndarray:
+    """(n, h, w, c) -> the same up to multiples of h and w; itself, if they are."""
+    for axis in (1, 2):
+        if pixels.shape[axis] % multiple:
+            pixels = pixels.take(reflect_indices(pixels.shape[axis], multiple), axis)
+    return pixels
 
 
 def reflect_indices(size: int, multiple: int) -> np.ndarray:

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-import torch.nn.functional as F
+from fake_tensorrt import INetworkDefinition, library
 from model_files import random_model
 from pix2pix_fast.train.networks import UNet
 
 from pix2pix_fast import BackendUnavailable, Engine, tensorrt
 from pix2pix_fast.architecture import Architecture
+from pix2pix_fast.model import Model
 from pix2pix_fast.tensorrt import Form, Gpu, Network, Profile
 
 try:
@@ -42,159 +43,11 @@ NETS = {
 }
 
 
-# A library that computes at once ------------------------------------------------------------------
-
-
-class Names:
-    """An enum that has every name: `ActivationType.RELU` is "RELU"."""
-
-    def __getattr__(self, name: str) -> str:
-        return name
-
-
-class Tensor:
-    def __init__(self, value: Any) -> None:
-        self.value, self.name = value, ""
-
-
-class Layer:
-    """Attributes are set after the call, so the value is computed when the output is asked for."""
-
-    def __init__(self, compute: Any, **defaults: Any) -> None:
-        self.compute, self.name, self.inputs = compute, "", {}
-        self.__dict__.update(defaults)
-
-    def set_input(self, index: int, tensor: Tensor) -> None:
-        self.inputs[index] = tensor
-
-    def get_output(self, index: int) -> Tensor:
-        assert index == 0
-        return Tensor(self.compute(self))
-
-
-class Weights:
-    def __init__(self, kind: str, address: int, count: int) -> None:
-        dtype = {"FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT64": np.int64}[kind]
-        size = count * np.dtype(dtype).itemsize
-        array = np.frombuffer(ctypes.string_at(address, size), dtype)
-        if kind == "BF16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        value = torch.from_numpy(array.copy())
-        self.value = value if kind == "INT64" else value.double()
-
-
-class Recorder:
-    """The calls of INetworkDefinition that we use, in float64; pictures come through `feed`."""
-
-    def __init__(self, feed: Any) -> None:
-        self.feed, self.output, self.shape = feed, None, ()
-
-    def add_input(self, name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
-        self.shape = shape
-        assert name == "image" and len(shape) == self.feed.dim()
-        assert all(a in (-1, b) for a, b in zip(shape, self.feed.shape, strict=True))
-        return Tensor(self.feed)
-
-    def mark_output(self, tensor: Tensor) -> None:
-        assert tensor.name == "translation"
-        self.output = tensor.value
-
-    def add_convolution_nd(
-        self, x: Tensor, co: int, kernel: Any, weights: Weights, bias: Any = None
-    ) -> Layer:
-        def compute(layer: Layer) -> Any:
-            pre, post = layer.pre_padding, layer.post_padding
-            if layer.padding_nd != (0, 0):
-                pre = post = layer.padding_nd
-            padded = F.pad(x.value, (pre[1], post[1], pre[0], post[0]))
-            w = weights.value.reshape(co, x.value.shape[1], *kernel)
-            return F.conv2d(padded, w, None if bias is None else bias.value, layer.stride_nd)
-
-        zero = (0, 0)
-        return Layer(compute, stride_nd=(1, 1), padding_nd=zero, pre_padding=zero, post_padding=zero)
-
-    def add_deconvolution_nd(
-        self, x: Tensor, co: int, kernel: Any, weights: Weights, bias: Any = None
-    ) -> Layer:
-        def compute(layer: Layer) -> Any:
-            w = weights.value.reshape(x.value.shape[1], co, *kernel)
-            b = None if bias is None else bias.value
-            return F.conv_transpose2d(x.value, w, b, layer.stride_nd, layer.padding_nd)
-
-        return Layer(compute, stride_nd=(1, 1), padding_nd=(0, 0))
-
-    def add_activation(self, x: Tensor, kind: str) -> Layer:
-        def compute(layer: Layer) -> Any:
-            if kind == "LEAKY_RELU":
-                return F.leaky_relu(x.value, layer.alpha)
-            return {"RELU": torch.relu, "TANH": torch.tanh}[kind](x.value)
-
-        return Layer(compute, alpha=None)
-
-    def add_elementwise(self, a: Tensor, b: Tensor, op: str) -> Layer:
-        operations = {
-            "SUM": torch.add,
-            "SUB": torch.sub,
-            "PROD": torch.mul,
-            "DIV": torch.div,
-            "MAX": torch.maximum,
-            "MIN": torch.minimum,
-        }
-        assert a.value.dim() == b.value.dim()  # the library broadcasts, but only equal ranks
-        return Layer(lambda _: operations[op](a.value, b.value))
-
-    def add_unary(self, x: Tensor, op: str) -> Layer:
-        return Layer(lambda _: {"SQRT": torch.sqrt, "ROUND": torch.round}[op](x.value))
-
-    def add_reduce(self, x: Tensor, op: str, axes: int, keep: bool) -> Layer:
-        assert op == "AVG"
-        dims = [axis for axis in range(x.value.dim()) if axes >> axis & 1]
-        return Layer(lambda _: x.value.mean(dims, keepdim=keep))
-
-    def add_normalization_v2(self, x: Tensor, scale: Tensor, shift: Tensor, axes: int) -> Layer:
-        dims = [axis for axis in range(x.value.dim()) if axes >> axis & 1]
-
-        def compute(layer: Layer) -> Any:
-            var, mean = torch.var_mean(x.value, dims, correction=0, keepdim=True)
-            return (x.value - mean) / torch.sqrt(var + layer.epsilon) * scale.value + shift.value
-
-        return Layer(compute, epsilon=None)
-
-    def add_cast(self, x: Tensor, kind: str) -> Layer:
-        return Layer(lambda _: x.value.to(torch.uint8) if kind == "UINT8" else x.value.double())
-
-    def add_concatenation(self, parts: list[Tensor]) -> Layer:
-        return Layer(lambda layer: torch.cat([p.value for p in parts], layer.axis), axis=None)
-
-    def add_shape(self, x: Tensor) -> Layer:
-        return Layer(lambda _: torch.tensor(x.value.shape))
-
-    def add_gather(self, x: Tensor, index: Tensor, axis: int) -> Layer:
-        return Layer(lambda _: x.value.index_select(axis, index.value))
-
-    def add_constant(self, shape: tuple[int, ...], weights: Weights) -> Layer:
-        return Layer(lambda _: weights.value.reshape(shape))
-
-    def add_shuffle(self, x: Tensor) -> Layer:
-        def compute(layer: Layer) -> Any:
-            y = x.value.permute(layer.first_transpose) if layer.first_transpose else x.value
-            if 1 in layer.inputs:
-                y = y.reshape(layer.inputs[1].value.tolist())
-            return y.permute(layer.second_transpose) if layer.second_transpose else y
-
-        return Layer(compute, first_transpose=(), second_transpose=())
-
-
-def library() -> Any:
-    enums = ("DataType", "ActivationType", "ElementWiseOperation", "UnaryOperation")
-    names = {name: Names() for name in (*enums, "ReduceOperation")}
-    return types.SimpleNamespace(Weights=Weights, __name__="recorder", __version__="0", **names)
-
-
 def evaluated(model: Any, form: Form, feed: Any) -> Any:
-    recorder = Recorder(feed)
-    Network(library(), recorder, model, form.checked(), release=False).write()
-    return recorder.output
+    """What the built network computes in float64."""
+    network = INetworkDefinition()
+    Network(library(), network, model, form.checked(), release=False).write()
+    return network(feed)
 
 
 def pictures(model: Any, seed: int = 0) -> Any:
@@ -247,13 +100,13 @@ def test_a_swapped_skip_would_be_seen() -> None:
     with torch.no_grad():
         want = UNet.from_model(model).double()(x)
 
-    class Swapped(Recorder):
-        def add_concatenation(self, parts: list[Tensor]) -> Layer:
+    class Swapped(INetworkDefinition):
+        def add_concatenation(self, parts: list[Any]) -> Any:
             return super().add_concatenation(parts[::-1] if len(parts) == 2 else parts)
 
-    recorder = Swapped(x)
-    Network(library(), recorder, model, Form().checked(), release=False).write()
-    assert (recorder.output - want).norm() / want.norm() > 0.05
+    network = Swapped()
+    Network(library(), network, model, Form().checked(), release=False).write()
+    assert (network(x) - want).norm() / want.norm() > 0.05
 
 
 # The real library ---------------------------------------------------------------------------------
@@ -282,6 +135,64 @@ def test_every_net_builds_by_both_deconvolutions(name: str) -> None:
 
 
 @needs_rtx
+@pytest.mark.parametrize("pixels", ["float", "uint8"])
+@pytest.mark.parametrize("precision", ["f32", "f16", "bf16"])
+def test_building_twice_gives_the_same_engine(precision: str, pixels: str) -> None:
+    """Not the same bytes: tensorrt_rtx 1.7 numbers values of its own as its threads come (seen:
+    neighbouring ids swapped, 0 to 131 bytes of 3 million). Less than a thousandth may differ; with
+    the weights of another model much more does."""
+    model, profile = random_model(BASE), Profile((64, 64), (64, 64))
+    form = Form(precision, pixels=pixels)
+    first, second = (
+        np.frombuffer(tensorrt.build(rtx, net, form, profile, capability="8.9"), np.uint8)
+        for net in (model, model)
+    )
+    assert first.size == second.size
+    assert np.count_nonzero(first != second) < first.size / 1000
+    other = random_model(BASE, seed=1)
+    third = np.frombuffer(tensorrt.build(rtx, other, form, profile, capability="8.9"), np.uint8)
+    assert third.size != first.size or np.count_nonzero(first != third) > 10_000
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("precision", "bytes_per_weight"), [("f32", 4), ("f16", 2), ("bf16", 2)]
+)
+def test_the_whole_u_net_builds(precision: str, bytes_per_weight: int) -> None:
+    """U-Net-256 with 64 filters: every weight is in the engine, in the precision asked for."""
+    architecture = Architecture(depth=8, ngf=64, in_channels=3, out_channels=3)
+    shapes = architecture.shapes()
+    rng = np.random.default_rng(0)  # the library would compress equal weights
+    tensors = {n: rng.standard_normal(shape, np.float32) / 32 for n, shape in shapes.items()}
+    model = Model(architecture, tensors, {})
+    weights = sum(value.size for value in tensors.values())
+    steps: list[tuple[int, int]] = []
+    plan = tensorrt.build(
+        rtx,
+        model,
+        Form(precision, pixels="uint8"),
+        Profile.around((256, 256), architecture.multiple),
+        capability="8.9",
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert weights > 54e6
+    assert 1 < len(plan) / (weights * bytes_per_weight) < 1.1
+    assert steps and all(0 < done <= total for done, total in steps)
+
+
+@needs_rtx
+def test_what_progress_raises_ends_the_building() -> None:
+    """Ctrl-C among it: it must not go through the library, and must come out."""
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    profile = Profile((64, 64), (64, 64))
+    with pytest.raises(KeyboardInterrupt):
+        tensorrt.build(rtx, random_model(BASE), Form(), profile, capability="8.9", progress=stop)
+
+
+@needs_rtx
 def test_what_the_library_refuses() -> None:
     model = random_model(BASE)
     profile = Profile((64, 64), (64, 64))
@@ -289,25 +200,6 @@ def test_what_the_library_refuses() -> None:
         tensorrt.build(rtx, model, Form("bf16", "native"), profile, capability="8.9")
     with pytest.raises(BackendUnavailable, match="compute capability 1.0 ahead of time; it knows"):
         tensorrt.build(rtx, model, Form(), profile, capability="1.0")
-
-
-@needs_rtx
-def test_the_real_bindings_have_every_name() -> None:
-    definition = rtx.INetworkDefinition
-    for name in vars(Recorder):
-        if name.startswith("add_") or name == "mark_output":
-            assert hasattr(definition, name), name
-    for enum, names in (
-        ("DataType", "FLOAT HALF BF16 UINT8 INT64"),
-        ("ActivationType", "RELU LEAKY_RELU TANH"),
-        ("ElementWiseOperation", "SUM SUB PROD DIV MAX MIN"),
-        ("UnaryOperation", "SQRT ROUND"),
-        ("ReduceOperation", "AVG"),
-        ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
-        ("BuilderFlag", "TF32"),
-    ):
-        for name in names.split():
-            assert hasattr(getattr(rtx, enum), name), f"{enum}.{name}"
 
 
 # What is here, and the cache ----------------------------------------------------------------------
@@ -387,12 +279,3 @@ def test_a_damaged_engine_is_built_again(builds: list[Form], damage: str) -> Non
     )
     assert tensorrt.cached(trt, gpu, model, Form(), profile)[0] == b"engine 2"
     assert tensorrt.cached(trt, gpu, model, Form(), profile)[0] == b"engine 2"
-
-
-def test_dropout_is_refused() -> None:
-    from pix2pix_fast.backends import Options
-    from pix2pix_fast.tensorrt_run import Executable
-
-    options = Options(dropout=3)
-    with pytest.raises(BackendUnavailable, match="no seeded dropout"):
-        Executable(library(), types.SimpleNamespace(), random_model(BASE), options)
