@@ -80,7 +80,7 @@ class _Audio(NamedTuple):
     packet: Any
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What the reader knows once the first frame is there."""
 
     height: int  # upright
@@ -244,11 +244,11 @@ class _Options(NamedTuple):
     sound: bool
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """Another thread failed or ended; leave quietly."""
 
 
-class _Pipe:
+class Pipe:
     """A bounded queue whose two ends notice that the work was called off."""
 
     def __init__(self, stop: threading.Event) -> None:
@@ -259,13 +259,13 @@ class _Pipe:
         while not self._stop.is_set():
             with suppress(queue.Full):
                 return self._queue.put(item, timeout=0.1)
-        raise _Stopped
+        raise Stopped
 
     def get(self) -> Any:
         while not self._stop.is_set():
             with suppress(queue.Empty):
                 return self._queue.get(timeout=0.1)
-        raise _Stopped
+        raise Stopped
 
 
 class _Run:
@@ -277,7 +277,7 @@ class _Run:
         self._engine, self._report, self._options = engine, report, options
         self._source, self._target = source, target
         self._stop = threading.Event()
-        self._read, self._write = _Pipe(self._stop), _Pipe(self._stop)
+        self._read, self._write = Pipe(self._stop), Pipe(self._stop)
         self._errors: list[BaseException] = []
 
     def go(
@@ -306,7 +306,7 @@ class _Run:
             try:
                 for thread in threads:
                     thread.start()
-                with suppress(_Stopped):
+                with suppress(Stopped):
                     self._translating(reuse, reader.expected, progress, began)
                     threads[1].join()
             except BaseException as error:
@@ -328,7 +328,7 @@ class _Run:
     def _guard(self, work: Callable[[Any], None], subject: Any) -> None:
         try:
             work(subject)
-        except _Stopped:
+        except Stopped:
             pass
         except BaseException as error:
             self._errors.append(error)
@@ -593,7 +593,7 @@ class _Reader:
             return float(self._container.duration / 1e6)
         return None
 
-    def plan(self) -> _Plan:
+    def plan(self) -> Plan:
         """Decode up to the first frame."""
         for item in self._decoded:
             self._held.append(item)
@@ -617,7 +617,7 @@ class _Reader:
         rate = self._video.average_rate or self._video.guessed_rate or Fraction(25)
         known = [1 if value in (0, 2, 3) else value for value in (primaries, transfer)]
         base = self._video.time_base or Fraction(1, 90000)
-        return _Plan(height, width, base, Fraction(rate), aspect, *known)
+        return Plan(height, width, base, Fraction(rate), aspect, *known)
 
     def _decode(self) -> Iterator[Any]:
         """Frames as PyAV gives them and audio packets; damage becomes warnings."""
@@ -636,7 +636,7 @@ class _Reader:
             except StopIteration:
                 return
             except (av.FFmpegError, OSError) as error:
-                self._damage(f"reading stopped: {_said(error)}")
+                self._damage(f"reading stopped: {said(error)}")
                 packet = None
             if packet is not None and packet.stream.index in wanted:
                 if packet.dts is not None or packet.size:
@@ -646,7 +646,7 @@ class _Reader:
                 frames = video.decode(packet)
             except (av.FFmpegError, ValueError) as error:
                 bad += 1
-                self._damage(f"damaged frames skipped ({_said(error)})")
+                self._damage(f"damaged frames skipped ({said(error)})")
                 if bad > 10_000:
                     return
                 frames = []
@@ -757,7 +757,7 @@ def open_clip(source: Path) -> Any:
     except PermissionError:
         raise PermissionError(13, "Permission denied", str(source)) from None
     except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
-        raise VideoError(f"{source} cannot be opened as a video: {_said(error)}") from error
+        raise VideoError(f"{source} cannot be opened as a video: {said(error)}") from error
 
 
 def pick_video(container: Any, name: str) -> Any:
@@ -771,7 +771,7 @@ def pick_video(container: Any, name: str) -> Any:
     raise VideoError(f"{name} has no video stream (it has: {', '.join(kinds) or 'nothing'})")
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
@@ -788,7 +788,7 @@ class Output:
         width: int,
         *,
         encoder: tuple[str, int, str],
-        plan: _Plan,
+        plan: Plan,
         audio: list[Any] | None = None,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -807,7 +807,7 @@ class Output:
         except ValueError as error:
             if not self._audio:
                 self.abandon()
-                raise VideoError(f"{target} cannot be written: {_said(error)}") from error
+                raise VideoError(f"{target} cannot be written: {said(error)}") from error
             self.abandon()
             names = ", ".join(sorted({s.codec_context.name for s in audio or []}))
             warn(f"audio left out: {self._kind()} does not take {names}")
@@ -816,7 +816,7 @@ class Output:
             self.abandon()
             if isinstance(error, OSError) or not isinstance(error, Exception):
                 raise
-            raise VideoError(f"{target} cannot be written: {_said(error)}") from error
+            raise VideoError(f"{target} cannot be written: {said(error)}") from error
 
     def _kind(self) -> str:
         return CONTAINERS[self._target.suffix.lower()]
@@ -891,7 +891,7 @@ class Output:
         try:
             self._container.mux(packets)
         except pyav().FFmpegError as error:
-            raise VideoError(f"{self._part} cannot be written: {_said(error)}") from error
+            raise VideoError(f"{self._part} cannot be written: {said(error)}") from error
 
     def finish(self) -> None:
         """Close, and give the file its name."""
@@ -903,7 +903,7 @@ class Output:
         except BaseException as error:
             self.abandon()
             if isinstance(error, pyav().FFmpegError):
-                raise VideoError(f"{self._target} cannot be written: {_said(error)}") from error
+                raise VideoError(f"{self._target} cannot be written: {said(error)}") from error
             raise
 
     def abandon(self) -> None:
