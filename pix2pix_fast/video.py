@@ -2,9 +2,9 @@
 
     reader thread --4 items--> the caller's thread, which translates --4 items--> writer thread
 
-libswscale (inside PyAV) turns YUV into the model's RGB at the model's size in one step, and back. A
-frame keeps its timestamp, an audio packet its bytes. The file gets its name when it is complete;
-until then it is NAME.part, in fragments that play up to the last half second. See docs/video.md.
+libswscale (inside PyAV) resizes planes, our core turns them into the model's RGB and back. A frame
+keeps its timestamp, an audio packet its bytes. The file gets its name when it is complete; until
+then it is NAME.part, in fragments that play up to the last half second. See docs/video.md.
 PyAV is imported here and in live.py, and only when they are used.
 """
 
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from . import images
+from . import _core, images
 from .errors import BackendUnavailable, VideoError
 
 if TYPE_CHECKING:
@@ -424,12 +424,17 @@ def steady(
 
 
 class Converter:
-    """Decoded frames -> upright RGB or gray arrays; one per thread, as it holds scaler contexts."""
+    """Decoded frames -> upright RGB or gray arrays; one per thread, as it holds scaler contexts.
+
+    libswscale resizes planes, our core turns them into RGB and back: exact, and twice as fast as
+    libswscale's own exact conversion (256x256: 0.17 ms for 0.38, 0.15 for 0.33, on an AVX2 EPYC)."""
 
     def __init__(self) -> None:
+        from av import VideoFrame
         from av.video.reformatter import Interpolation, VideoReformatter
 
         self._new: Any = VideoReformatter
+        self._blank: Any = VideoFrame
         self._scalers: dict[Any, Any] = {}
         # Without the two flags chroma is halved again on its way and grays come out tinted.
         self._flags = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
@@ -447,6 +452,42 @@ class Converter:
         h, w = size or (upright_size(frame))
         if transposed:
             h, w = w, h
+        kind = frame.format
+        if kind.is_rgb or len(kind.components) < 3:
+            array = self._from_rgb(frame, channels, h, w)
+        else:
+            array = self._from_yuv(frame, channels, h, w)
+        if transposed:
+            array = array.swapaxes(0, 1)
+        if flip_x:
+            array = array[:, ::-1]
+        if flip_y:
+            array = array[::-1]
+        return np.ascontiguousarray(array)
+
+    def _from_yuv(self, frame: Any, channels: int, h: int, w: int) -> np.ndarray:
+        matrix, full = colours(frame)
+        if frame.format.name not in PLANAR or (frame.height, frame.width) != (h, w):
+            frame = self._scale(  # another size and subsampling: values keep matrix and range
+                frame,
+                (frame.format.name, frame.height, frame.width, h, w),
+                width=w,
+                height=h,
+                format="yuv444p",
+                interpolation=self._flags,
+                src_colorspace=BT709,
+                dst_colorspace=BT709,
+                src_color_range=LIMITED,
+                dst_color_range=LIMITED,
+            )
+        array = np.empty((h, w, 3)[: 2 if channels == 1 else 3], np.uint8)
+        planes = frame.planes
+        strides = [plane.line_size for plane in planes[:3]]
+        chroma = PLANAR[frame.format.name]
+        _core.yuv_to_rgb(planes[:3], strides, chroma, MATRICES[matrix], full, array)
+        return array
+
+    def _from_rgb(self, frame: Any, channels: int, h: int, w: int) -> np.ndarray:
         kind = "gray" if channels == 1 else "rgb24"
         matrix, full = colours(frame)
         made = self._scale(
@@ -461,13 +502,7 @@ class Converter:
             dst_color_range=FULL,
         )
         array: np.ndarray = made.to_ndarray()
-        if transposed:
-            array = array.swapaxes(0, 1)
-        if flip_x:
-            array = array[:, ::-1]
-        if flip_y:
-            array = array[::-1]
-        return np.ascontiguousarray(array)
+        return array
 
     def resized(self, picture: np.ndarray, h: int, w: int) -> np.ndarray:
         """A uint8 picture as (h, w, 3)."""
@@ -483,18 +518,24 @@ class Converter:
         return array
 
     def yuv(self, picture: np.ndarray, h: int, w: int) -> Any:
-        """A uint8 picture as an (h, w) frame for the encoder: BT.709, limited range."""
-        frame = self._scale(
-            self._frame(picture),
-            ("yuv", picture.shape),
-            width=w,
-            height=h,
-            format="yuv420p",
-            interpolation=self._flags,
-            dst_colorspace=BT709,
-            src_color_range=FULL,
-            dst_color_range=LIMITED,
-        )
+        """A uint8 picture as an (h, w) frame for the encoder: BT.709, limited range, 4:2:0."""
+        if picture.shape[:2] == (h, w):
+            frame = self._blank(w, h, "yuv420p")
+            strides = [plane.line_size for plane in frame.planes]
+            picture = np.ascontiguousarray(picture)
+            _core.rgb_to_yuv(picture, frame.planes, strides, (1, 1), MATRICES[BT709], False)
+        else:  # resizing and converting in one step: faster than resizing three full planes
+            frame = self._scale(
+                self._frame(picture),
+                ("yuv", picture.shape, h, w),
+                width=w,
+                height=h,
+                format="yuv420p",
+                interpolation=self._flags,
+                dst_colorspace=BT709,
+                src_color_range=FULL,
+                dst_color_range=LIMITED,
+            )
         frame.colorspace, frame.color_range = BT709, LIMITED
         return frame
 
@@ -503,6 +544,20 @@ class Converter:
         from av import VideoFrame
 
         return VideoFrame.from_ndarray(picture, "gray" if picture.ndim == 2 else "rgb24")
+
+
+PLANAR = {  # 8-bit formats of three planes -> how often (x, y) chroma is halved
+    f"{kind}{sampling}p": halves
+    for kind in ("yuv", "yuvj")
+    for sampling, halves in (("420", (1, 1)), ("422", (1, 0)), ("440", (0, 1)), ("444", (0, 0)))
+}
+MATRICES = {  # libswscale's numbers -> (kr, kb)
+    1: (0.2126, 0.0722),
+    4: (0.30, 0.11),
+    5: (0.299, 0.114),
+    7: (0.212, 0.087),
+    9: (0.2627, 0.0593),
+}
 
 
 def colours(frame: Any) -> tuple[int, bool]:
@@ -712,7 +767,9 @@ class _Reader:
         length = self._length()
         if self._options.end is not None or length is None or last is None:
             return
-        start = self._video.start_time or 0
+        # Matroska says when its end is, other containers how long they are
+        absolute = "matroska" in self._container.format.name and not self._video.duration
+        start = 0 if absolute else self._video.start_time or 0
         reached = float((last - start + step) * base)
         if reached < length - max(0.25, 3 * float(step * base)):
             self._damage(f"the clip ends at {reached:.2f} s of {length:.2f} s")
