@@ -155,7 +155,7 @@ class Engine {
     model_ = p2p::compile(std::move(network), source, options);
   }
 
-  void run(const py::array& src, const py::array& dst, std::pair<float, float> range, uint64_t frame) {
+  void run(const py::array& src, const py::array& dst, std::pair<float, float> range, uint64_t frame, bool alone) {
     p2p::CompiledModel& model = open();
     const p2p::ImageView in = view_of(src, "src", channels_in_, range, false);
     const p2p::ImageView out = view_of(dst, "dst", channels_out_, range, true);
@@ -166,7 +166,7 @@ class Engine {
     bool finished;
     {
       py::gil_scoped_release release;
-      finished = model.run(in, out, frame, &signals);
+      finished = alone ? model.run_alone(in, out, frame, &signals) : model.run(in, out, frame, &signals);
     }
     if (!finished) {
       P2P_ASSERT(signals.raised());
@@ -401,7 +401,7 @@ PYBIND11_MODULE(_core, m) {
            "dropout_seed"_a = py::none(), "size"_a = std::make_pair(256, 256),
            "kernels"_a = std::map<std::string, std::string>())
       .def("run", &Engine::run, "src"_a, "dst"_a, py::kw_only(), "value_range"_a = std::make_pair(0.0f, 1.0f),
-           "frame"_a = 0)
+           "frame"_a = 0, "alone"_a = false)
       .def("plan", &Engine::plan, "h"_a, "w"_a)
       .def("timed", &Engine::timed, "h"_a, "w"_a, "repeats"_a = 10)
       .def("activations", &Engine::activations, "src"_a)

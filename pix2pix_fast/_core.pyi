@@ -102,8 +102,12 @@ class Engine:
         *,
         value_range: tuple[float, float] = (0.0, 1.0),
         frame: int = 0,
+        alone: bool = False,
     ) -> None:
-        """src (n, h, w, ci) to dst (n, h, w, co): uint8, uint16 or float32 over value_range, any strides."""
+        """src (n, h, w, ci) to dst (n, h, w, co): uint8, uint16 or float32 over value_range, any strides.
+
+        alone: the calling thread computes by itself, beside other such calls; the same bits.
+        """
 
     def plan(self, h: int, w: int) -> list[dict[str, Any]]:
         """The steps for a picture of h x w: layer, kernel, shapes, tile_block, macs, bytes, estimate_us,

@@ -1,6 +1,9 @@
 """Films: decode, translate and encode, overlapping, with the clip's own timestamps and sound.
 
-    reader thread --4 items--> the caller's thread, which translates --4 items--> writer thread
+    reader thread --4 items--> the caller's thread --> engine threads --4 items--> writer thread
+
+On a CPU every engine thread has a frame of its own: threads that share one wait for each other at
+every layer while the reader or the writer has a core, which cost a small model a quarter of its speed.
 
 libswscale (inside PyAV) resizes planes, our core turns them into the model's RGB and back. A frame
 keeps its timestamp, an audio packet its bytes. The file gets its name when it is complete; until
@@ -14,7 +17,9 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -342,16 +347,39 @@ class _Run:
     def _translating(
         self, reuse: _Reuse, expected: int | None, progress: Progress | None, began: float
     ) -> None:
-        while (item := self._read.get()) is not None:
-            if isinstance(item, _Frame):
-                result = reuse.result(item.model, self._engine.translate)
-                self._write.put((item.pts, result, item.source))
-                self._report.frames += 1
-                if progress is not None:
-                    self._report.seconds = time.perf_counter() - began
-                    progress(self._report, expected)
-            else:
+        """Hand frames to the engine and results to the writer, in file order."""
+        beside = getattr(self._engine, "_beside", 1)
+        translate = self._engine._alone if beside > 1 else self._engine.translate
+        pending: deque[tuple[Any, Callable[[], np.ndarray] | None]] = deque()
+
+        def pass_on() -> None:
+            item, result = pending.popleft()
+            if result is None:
                 self._write.put(item)
+                return
+            self._write.put((item.pts, result(), item.source))
+            self._report.frames += 1
+            if progress is not None:
+                self._report.seconds = time.perf_counter() - began
+                progress(self._report, expected)
+
+        with ThreadPoolExecutor(beside, "pix2pix_fast.video") as workers:
+            try:
+                while (item := self._read.get()) is not None:
+                    frame = isinstance(item, _Frame)
+                    pending.append(
+                        (item, reuse.result(item.model, workers, translate) if frame else None)
+                    )
+                    # one more than there are threads, so that none of them waits for the next
+                    while len(pending) > beside + (beside > 1) or pending[0][1] is None:
+                        pass_on()
+                        if not pending:
+                            break
+                while pending:
+                    pass_on()
+            except BaseException:
+                workers.shutdown(wait=False, cancel_futures=True)
+                raise
         self._write.put(None)
 
     def _writing(self, output: Output) -> None:
@@ -370,23 +398,49 @@ class _Reuse:
     def __init__(self, similar: float, deflicker: float, report: VideoReport) -> None:
         self._similar, self._deflicker, self._report = similar, deflicker, report
         self._input: np.ndarray | None = None  # of the last translated frame
-        self._result: np.ndarray | None = None
+        self._result: Callable[[], np.ndarray] | None = None
 
-    def result(self, model: np.ndarray, translate: Callable[..., Any]) -> np.ndarray:
-        old, kept = self._input, self._result
-        if old is not None and kept is not None and old.shape == model.shape:
+    def result(
+        self, model: np.ndarray, workers: ThreadPoolExecutor, translate: Callable[..., Any]
+    ) -> Callable[[], np.ndarray]:
+        """What will give a frame's result; to be called in the order of the frames."""
+        old, last = self._input, self._result
+        same_shape = old is not None and old.shape == model.shape
+        if old is not None and last is not None and same_shape:
             if np.array_equal(old, model):
                 self._report.repeats += 1
-                return kept
+                return last
             if self._similar > 0 and block_difference(old, model) <= self._similar:
                 self._report.similar += 1
-                return kept
-        result: np.ndarray = translate(model)
+                return last
+        made: Callable[[], np.ndarray] = workers.submit(translate, model).result
         self._report.translated += 1
-        if self._deflicker and old is not None and kept is not None and old.shape == model.shape:
-            result = steady(result, kept, model, old, self._deflicker)
-        self._input, self._result = model, result
-        return result
+        if self._deflicker and old is not None and last is not None and same_shape:
+            made = _Steady(made, last, model, old, self._deflicker)
+        self._input, self._result = model, made
+        return made
+
+
+class _Steady:
+    """A result, steadied by the one before when it is asked for."""
+
+    def __init__(
+        self,
+        made: Callable[[], np.ndarray],
+        last: Callable[[], np.ndarray],
+        model: np.ndarray,
+        old: np.ndarray,
+        strength: float,
+    ) -> None:
+        self._parts: Any = (made, last, model, old, strength)
+        self._result: np.ndarray | None = None
+
+    def __call__(self) -> np.ndarray:
+        if self._result is None:
+            made, last, model, old, strength = self._parts
+            self._result = steady(made(), last(), model, old, strength)
+            self._parts = None  # else every frame would hold on to the one before
+        return self._result
 
 
 def block_difference(a: np.ndarray, b: np.ndarray) -> float:

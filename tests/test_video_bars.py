@@ -17,8 +17,9 @@ import numpy as np
 import psutil
 import pytest
 from test_yuv import MATRICES, exact_rgb, exact_yuv
-from tiny import environment
+from tiny import environment, noise, tiny_model
 
+from pix2pix_fast import Engine
 from pix2pix_fast.errors import VideoError
 
 av: Any = pytest.importorskip("av")
@@ -329,3 +330,66 @@ def test_an_engine_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="broken"):
         translate_video(Broken(), source, tmp_path / "out.mp4")  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+# Memory and threads
+
+
+def test_memory_stays_flat(tmp_path: Path) -> None:
+    """Frames of 147 KB: if one in ten stayed, 400 of them would be 6 MB. bench/soak.py does 5,000."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (16, 24, 3), np.uint8).repeat(12, 0).repeat(12, 1)
+    frames = rgb_frames([np.roll(picture, index, 1) for index in range(600)])
+    times = [40 * index for index in range(600)]
+    source = write(tmp_path / "in.mp4", frames, times, options={"preset": "ultrafast"})
+    samples: list[int] = []
+
+    def progress(report: Any, _: int | None) -> None:
+        if report.frames >= 200 and report.frames % 20 == 0:
+            samples.append(psutil.Process().memory_info().rss)
+
+    translate_video(Identity(), source, tmp_path / "out.mp4", fit="native", progress=progress)  # type: ignore[arg-type]
+    slope = np.polyfit(range(len(samples)), samples, 1)[0] * len(samples)
+    assert slope < 4 << 20, slope
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_frames_side_by_side_give_the_same_bits(threads: int, tmp_path: Path) -> None:
+    """Each engine thread has a frame of its own, with the filter and repeats in between."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (4, 4, 3), np.uint8).repeat(16, 0).repeat(16, 1)]
+    for index in range(30):
+        step = pictures[-1].copy()
+        step[:, :16] += index % 3  # every third frame repeats the last
+        pictures.append(step)
+    times = [40 * index for index in range(31)]
+    source = write(tmp_path / "in.mp4", rgb_frames(pictures), times, options={"crf": "0"})
+
+    def films(count: int) -> list[bytes]:
+        with Engine(tiny_model(depth=3), threads=count, size=(64, 64)) as engine:
+            made = []
+            for name, options in (("a", {}), ("b", {"deflicker": 0.8}), ("c", {"similar": 1.0})):
+                target = tmp_path / f"{name}{count}.mkv"
+                report = translate_video(
+                    engine, source, target, quality=0, overwrite=True, **options  # type: ignore[arg-type]
+                )
+                assert report.translated + report.repeats + report.similar == 31 == report.frames
+                assert report.repeats > 5 or report.similar > 5
+                made += [frame.to_ndarray().tobytes() for frame in decoded(target)]
+            return made
+
+    assert films(threads) == films(1)
+
+
+def test_a_call_alone_gives_the_same_bits() -> None:
+    made = tiny_model(depth=3)
+    pictures = [noise((40, 56, 3), seed=seed) for seed in range(12)]
+    with Engine(made, threads=3) as engine, ThreadPoolExecutor(3) as pool:
+        expected = [engine.translate(picture) for picture in pictures]
+        without = engine.stats["workspace_bytes"]
+        engine._alone(pictures[0])
+        one = engine.stats["workspace_bytes"] - without
+        for result, right in zip(pool.map(engine._alone, pictures * 5), expected * 5, strict=True):
+            np.testing.assert_array_equal(result, right)
+        assert 0 < engine.stats["workspace_bytes"] - without <= 3 * one  # one a thread, kept
+        assert engine.stats["calls"] == 12 + 1 + 60
