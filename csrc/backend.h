@@ -79,6 +79,11 @@ class CompiledModel {
   virtual ~CompiledModel() = default;
   // Thread-safe. False when the interrupt stopped it.
   virtual bool run(const ImageView& src, const ImageView& dst, uint64_t frame, Interrupt* interrupt) = 0;
+  // The same bits, computed by the calling thread alone, beside other such calls: for who has many pictures and other work
+  // between them. Where that means nothing, an ordinary call.
+  virtual bool run_alone(const ImageView& src, const ImageView& dst, uint64_t frame, Interrupt* interrupt) {
+    return run(src, dst, frame, interrupt);
+  }
   virtual std::vector<StepReport> plan(int32_t h, int32_t w) = 0;
   // The steps with the shortest measured_us of `repeats` runs on a grey picture.
   virtual std::vector<StepReport> timed(int32_t h, int32_t w, int32_t repeats) = 0;

@@ -12,6 +12,7 @@
 #include "cpu/peaks.h"
 #include "cpu/probe.h"
 #include "cpu/registry.h"
+#include "yuv.h"
 #ifdef P2P_CUDA
 #include "cuda/driver_state.h"
 #endif
@@ -226,7 +227,7 @@ class Engine {
     model_ = p2p::compile(std::move(network), source, options);
   }
 
-  void run(const py::array& src, const py::array& dst, std::pair<float, float> range, uint64_t frame) {
+  void run(const py::array& src, const py::array& dst, std::pair<float, float> range, uint64_t frame, bool alone) {
     p2p::CompiledModel& model = open();
     const p2p::ImageView in = view_of(src, "src", channels_in_, range, false);
     const p2p::ImageView out = view_of(dst, "dst", channels_out_, range, true);
@@ -237,7 +238,7 @@ class Engine {
     bool finished;
     {
       py::gil_scoped_release release;
-      finished = model.run(in, out, frame, &signals);
+      finished = alone ? model.run_alone(in, out, frame, &signals) : model.run(in, out, frame, &signals);
     }
     if (!finished) {
       P2P_ASSERT(signals.raised());
@@ -402,6 +403,68 @@ py::dict run_kernel(const std::string& kernel, const FloatArray& src, const Floa
                   "macs"_a = out.macs, "weight_bytes"_a = out.weight_bytes);
 }
 
+// Planes as PyAV hands them out: one-dimensional buffers with a line size.
+class Planes {
+ public:
+  Planes(const py::sequence& buffers, const std::vector<int64_t>& strides, std::pair<int32_t, int32_t> size,
+         std::pair<int32_t, int32_t> chroma, std::pair<float, float> k, bool full, bool writeable) {
+    P2P_REQUIRE(buffers.size() == 3 && strides.size() == 3, "planes: expected three and their strides, got ",
+                buffers.size(), " and ", strides.size());
+    P2P_REQUIRE(size.first >= 1 && size.second >= 1 && size.first <= (1 << 16) && size.second <= (1 << 16),
+                "size: expected 1 to 65536, got ", size.first, " x ", size.second);
+    P2P_REQUIRE((chroma.first | 1) == 1 && (chroma.second | 1) == 1, "chroma: expected 0 or 1 twice, got ", chroma.first,
+                ", ", chroma.second);
+    P2P_REQUIRE(k.first > 0 && k.second > 0 && k.first + k.second < 1, "k: expected kr, kb > 0 and kr + kb < 1, got ",
+                k.first, ", ", k.second);
+    uint8_t* start[3];
+    for (int i = 0; i < 3; ++i) {
+      held_.push_back(py::reinterpret_borrow<py::buffer>(buffers[i]).request(writeable));
+      const int64_t rows = i ? (size.first + chroma.second) >> chroma.second : size.first;
+      const int64_t columns = i ? (size.second + chroma.first) >> chroma.first : size.second;
+      const int64_t bytes = held_[i].size * held_[i].itemsize;
+      P2P_REQUIRE(strides[i] >= columns && strides[i] <= (1 << 24) && (rows - 1) * strides[i] + columns <= bytes, "plane ",
+                  i, ": expected ", rows, " rows of ", columns, " bytes, got a stride of ", strides[i], " and ", bytes,
+                  " bytes in all");
+      start[i] = (uint8_t*)held_[i].ptr;
+    }
+    planes = {start[0],   start[1],     start[2],     strides[0], strides[1], strides[2], size.first,
+              size.second, chroma.first, chroma.second, k.first,    k.second,   full};
+  }
+  p2p::YuvPlanes planes;
+
+ private:
+  std::vector<py::buffer_info> held_;
+};
+
+using ByteArray = py::array_t<uint8_t, py::array::c_style>;
+
+int32_t channels_of(const ByteArray& array, const char* name, const p2p::YuvPlanes& p) {
+  const bool gray = array.ndim() == 2;
+  P2P_REQUIRE((gray || (array.ndim() == 3 && array.shape(2) == 3)) && array.shape(0) == p.h && array.shape(1) == p.w, name,
+              ": expected (", p.h, ", ", p.w, ") or (", p.h, ", ", p.w, ", 3)");
+  return gray ? 1 : 3;
+}
+
+void yuv_to_rgb(const py::sequence& planes, const std::vector<int64_t>& strides, std::pair<int32_t, int32_t> chroma,
+                std::pair<float, float> k, bool full, ByteArray dst) {
+  P2P_REQUIRE(dst.ndim() >= 2 && dst.writeable(), "dst: expected a writeable picture");
+  const Planes held(planes, strides, {(int32_t)dst.shape(0), (int32_t)dst.shape(1)}, chroma, k, full, false);
+  const int32_t channels = channels_of(dst, "dst", held.planes);
+  uint8_t* to = dst.mutable_data();
+  py::gil_scoped_release release;
+  p2p::yuv_to_rgb(held.planes, channels, to);
+}
+
+void rgb_to_yuv(const ByteArray& src, const py::sequence& planes, const std::vector<int64_t>& strides,
+                std::pair<int32_t, int32_t> chroma, std::pair<float, float> k, bool full) {
+  P2P_REQUIRE(src.ndim() >= 2, "src: expected a picture");
+  const Planes held(planes, strides, {(int32_t)src.shape(0), (int32_t)src.shape(1)}, chroma, k, full, true);
+  const int32_t channels = channels_of(src, "src", held.planes);
+  const uint8_t* from = src.data();
+  py::gil_scoped_release release;
+  p2p::rgb_to_yuv(from, channels, held.planes);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -429,6 +492,9 @@ PYBIND11_MODULE(_core, m) {
         "skip"_a = py::none(), "bias"_a = py::none(), "scale"_a = py::none(), "shift"_a = py::none(), "slope"_a = 1.0f,
         "tanh"_a = false, "tile_block"_a = -1, "threads"_a = 1, "repeats"_a = 0);
 
+  m.def("yuv_to_rgb", &yuv_to_rgb, "planes"_a, "strides"_a, "chroma"_a, "k"_a, "full"_a, "dst"_a.noconvert());
+  m.def("rgb_to_yuv", &rgb_to_yuv, "src"_a.noconvert(), "planes"_a, "strides"_a, "chroma"_a, "k"_a, "full"_a);
+
   py::class_<Engine>(m, "Engine")
       .def(py::init<const std::vector<py::dict>&, const py::object&, const std::string&, int, const std::string&,
                     std::optional<uint64_t>, std::pair<int32_t, int32_t>, const std::map<std::string, std::string>&,
@@ -437,7 +503,7 @@ PYBIND11_MODULE(_core, m) {
            "dropout_seed"_a = py::none(), "size"_a = std::make_pair(256, 256),
            "kernels"_a = std::map<std::string, std::string>(), "backend"_a = "cpu")
       .def("run", &Engine::run, "src"_a, "dst"_a, py::kw_only(), "value_range"_a = std::make_pair(0.0f, 1.0f),
-           "frame"_a = 0)
+           "frame"_a = 0, "alone"_a = false)
       .def("run_on", &Engine::run_on, "src"_a, "dst"_a, py::kw_only(), "value_range"_a = std::make_pair(0.0f, 1.0f),
            "frame"_a = 0, "stream"_a = py::none())
       .def("time_graph", &Engine::time_graph, "n"_a, "h"_a, "w"_a, "repeats"_a = 10, "flush_bytes"_a = 0)

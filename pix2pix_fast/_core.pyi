@@ -58,6 +58,29 @@ def run_kernel(
     first and last layers), "seconds": one per repeat, "macs", "weight_bytes"}.
     """
 
+def yuv_to_rgb(
+    planes: Sequence[Any],
+    strides: Sequence[int],
+    chroma: tuple[int, int],
+    k: tuple[float, float],
+    full: bool,
+    dst: NDArray[np.uint8],
+) -> None:
+    """A film's Y, U, V planes (buffers of bytes, rows `strides` apart) into dst, (h, w, 3) RGB or (h, w) gray.
+
+    chroma: (x, y), 1 where U and V have half the columns, rows; k: (kr, kb) of the matrix; full: range 0..255.
+    """
+
+def rgb_to_yuv(
+    src: NDArray[np.uint8],
+    planes: Sequence[Any],
+    strides: Sequence[int],
+    chroma: tuple[int, int],
+    k: tuple[float, float],
+    full: bool,
+) -> None:
+    """The way back, into planes that can be written."""
+
 class Engine:
     """A compiled network. Thread-safe; releases the GIL; usable in a forked child (not with CUDA: ForkError)."""
 
@@ -90,8 +113,12 @@ class Engine:
         *,
         value_range: tuple[float, float] = (0.0, 1.0),
         frame: int = 0,
+        alone: bool = False,
     ) -> None:
-        """src (n, h, w, ci) to dst (n, h, w, co): uint8, uint16 or float32 over value_range, any strides."""
+        """src (n, h, w, ci) to dst (n, h, w, co): uint8, uint16 or float32 over value_range, any strides.
+
+        alone: the calling thread computes by itself, beside other such calls; the same bits.
+        """
 
     @property
     def device(self) -> int:

@@ -682,6 +682,114 @@ def video(
 
 
 @main.command()
+@_model_argument
+@click.option("--camera", default="0", show_default=True, help="Number, device path or name.")
+@click.option("--file", type=click.Path(dir_okay=False), help="A film at its own rate instead.")
+@click.option("--size", metavar="WxH", help="To ask of the camera.")
+@click.option("--rate", type=click.FloatRange(1, 1000), help="Frames per second, as well.")
+@click.option("--mirror", is_flag=True, help="Left and right change sides, as in a mirror.")
+@click.option("--record", metavar="FILE", help="Keep the results as a film (.mp4, .mkv).")
+@click.option("--quality", type=int, default=20, show_default=True, help="Of the film.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@click.option("--seconds", type=float, help="End after so long.")
+@click.option(
+    "--retries", type=int, default=3, show_default=True, help="To open a lost camera again."
+)
+@click.option(
+    "--stall", type=float, default=3.0, show_default=True, help="Seconds of silence: it is lost."
+)
+@_engine_options
+def live(
+    model: str,
+    camera: str,
+    file: str | None,
+    size: str | None,
+    rate: float | None,
+    backend: Any,
+    precision: Any,
+    threads: int | None,
+    norm: Any,
+    dropout: int | None,
+    tune: bool,
+    **options: Any,
+) -> None:
+    """Translate a camera as it runs: the newest frame wins, late ones are dropped and counted.
+
+    Ctrl-C ends it. There is no window here; `pix2pix-fast serve` shows a camera in the browser.
+    """
+    import signal
+    import threading
+
+    from . import live as source
+    from .engine import Engine
+
+    width, height = _parse(size, "--size", "x", 2) if size else (0, 0)
+    taken: Any = (
+        source.File(file)
+        if file
+        else source.Camera(camera, size=(width, height) if size else None, rate=rate)
+    )
+    engine_options: dict[str, Any] = {"backend": backend, "precision": precision, "norm": norm}
+    engine_options |= {"threads": threads, "dropout": dropout, "tune": tune}
+    stop, report = threading.Event(), source.LiveReport()
+
+    def end(*_: object) -> None:  # the second Ctrl-C is the ordinary one
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+
+    with Engine(model, **engine_options) as engine, _live_figures() as (show, complain):
+        before = signal.signal(signal.SIGINT, end)
+        try:
+            source.live(
+                engine, taken, stop=stop, report=report, show=show, notice=complain, **options
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
+            _say_live(report, options["record"])
+
+
+def _say_live(report: Any, record: str | None) -> None:
+    if not report.captured:
+        return
+    p50, p95, p99 = report.age_ms(50, 95, 99)
+    click.echo(
+        f"{report.translated} of {report.captured} frames in {report.seconds:.1f} s, "
+        f"{report.fps:.1f} per second, {report.dropped} dropped, "
+        f"{report.reconnections} reconnections"
+    )
+    click.echo(f"frame to result: p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms")
+    if record and report.recorded:
+        click.echo(f"{_plain(record)}  {report.recorded} frames")
+
+
+@contextmanager
+def _live_figures() -> Iterator[tuple[Callable[..., object] | None, Callable[[str], object]]]:
+    """(show, complain): a line of figures that changes, on a terminal; else only complaints."""
+    if not sys.stderr.isatty():
+        yield None, _complain
+        return
+    from rich.console import Console
+    from rich.status import Status
+
+    console = Console(stderr=True)
+    shown = 0.0
+    with Status("waiting for the first frame", console=console) as status:
+
+        def show(_: Any, report: Any) -> None:
+            nonlocal shown
+            if time.perf_counter() - shown > 0.25:
+                shown = time.perf_counter()
+                p50, p95 = report.age_ms(50, 95, last=200)
+                status.update(
+                    f"{report.fps:.1f} frames/s  frame to result p50 {p50:.1f} ms, "
+                    f"p95 {p95:.1f} ms  {report.dropped} of {report.captured} dropped  "
+                    "(Ctrl-C ends)"
+                )
+
+        yield show, lambda text: console.print(f"pix2pix-fast: {_plain(text)}", markup=False)
+
+
+@main.command()
 @click.argument("models", nargs=-1, metavar="[MODEL...]", type=click.Path(exists=True))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)

@@ -38,6 +38,7 @@ T = TypeVar("T")
 File = TypeVar("File", bound="str | os.PathLike[str] | bytes")
 Range = tuple[float, float]
 
+MOST_BESIDE = 8  # pictures at once; each streams all weights, which more threads had better share
 STREAM_LOOK_AHEAD = 4  # pictures of a stream that exist at once, finished ones included
 
 
@@ -347,6 +348,27 @@ class Engine:
             picture = picture.snapshot()
         self._run(picture.pixels, room.pixels, value_range, frame)
         return room.finish()
+
+    @property
+    def _beside(self) -> int:
+        """How many `_alone` calls at once use the whole machine; 1 where there is no such thing."""
+        threads = int(self._info["threads"]) if self._info["backend"] == "cpu" else 1
+        return threads if threads <= MOST_BESIDE else 1
+
+    def _alone(self, image: np.ndarray) -> np.ndarray:
+        """`translate` of a uint8 array, computed by the calling thread without the others."""
+        self._enter()
+        try:
+            picture = images.take(image, self._ci, None)
+            self._check_size(*picture.pixels.shape[1:3])
+            room = picture.room(self._co, None)
+            start = time.perf_counter()
+            self._core.run(picture.pixels, room.pixels, alone=True)  # type: ignore[call-arg]
+            self._ms.append((time.perf_counter() - start) * 1e3)
+            result: np.ndarray = room.finish()
+            return result
+        finally:
+            self._leave()
 
     def _translate_list(
         self,

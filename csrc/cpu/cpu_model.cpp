@@ -44,6 +44,7 @@ class CpuModel final : public CompiledModel {
   ~CpuModel() override;
 
   bool run(const ImageView& src, const ImageView& dst, uint64_t frame, Interrupt* interrupt) override;
+  bool run_alone(const ImageView& src, const ImageView& dst, uint64_t frame, Interrupt* interrupt) override;
   std::vector<StepReport> plan(int32_t h, int32_t w) override;
   std::vector<StepReport> timed(int32_t h, int32_t w, int32_t repeats) override;
   std::vector<Activation> activations(const ImageView& src) override;
@@ -62,13 +63,16 @@ class CpuModel final : public CompiledModel {
     std::mutex idle_lock;   // guards the rest
     std::unique_ptr<ThreadPool> pool;                    // started by the first call
     std::list<std::unique_ptr<Executable>> idle;         // most recent first
+    std::list<std::unique_ptr<Executable>> idle_alone;   // of one thread, where the model has more
     int64_t calls = 0, workspace_bytes = 0;
   };
 
   // A slot is a list of one node: moved between lists by splicing, so that a warm call allocates nothing.
   using Slots = std::list<std::unique_ptr<Executable>>;
-  Slots acquire(Runtime& runtime, int32_t h, int32_t w);
-  void release(Runtime& runtime, Slots slot);
+  Slots acquire(Runtime& runtime, int32_t h, int32_t w, bool alone = false);
+  void release(Runtime& runtime, Slots slot, bool alone = false);
+  bool run_on(Runtime& runtime, ThreadPool& pool, bool alone, const ImageView& src, const ImageView& dst, uint64_t frame,
+              Interrupt* interrupt);
   PlanOptions plan_options(bool keep) const { return {dtype_, seed_.has_value(), keep}; }
   Plan plan_for(int32_t h, int32_t w, bool keep) const;
   void pack(int32_t index, const LayerTensors& tensors, ThreadPool& pool);
@@ -197,19 +201,20 @@ Plan CpuModel::plan_for(int32_t h, int32_t w, bool keep) const {
                    plan_options(keep));
 }
 
-CpuModel::Slots CpuModel::acquire(Runtime& runtime, int32_t h, int32_t w) {
+CpuModel::Slots CpuModel::acquire(Runtime& runtime, int32_t h, int32_t w, bool alone) {
+  Slots& idle = alone ? runtime.idle_alone : runtime.idle;
   const int32_t padded_h = (int32_t)round_up(h, network_.multiple()), padded_w = (int32_t)round_up(w, network_.multiple());
   Slots found;
   {
     std::lock_guard<std::mutex> guard(runtime.idle_lock);
-    for (auto it = runtime.idle.begin(); it != runtime.idle.end(); ++it)
+    for (auto it = idle.begin(); it != idle.end(); ++it)
       if ((*it)->plan().h == padded_h && (*it)->plan().w == padded_w) {
-        found.splice(found.begin(), runtime.idle, it);
+        found.splice(found.begin(), idle, it);
         break;
       }
   }
   if (found.empty()) {
-    found.push_back(std::make_unique<Executable>(network_, layers_, plan_for(h, w, false), threads_));
+    found.push_back(std::make_unique<Executable>(network_, layers_, plan_for(h, w, false), alone ? 1 : threads_));
     std::lock_guard<std::mutex> guard(runtime.idle_lock);
     runtime.workspace_bytes += found.front()->bytes();
   }
@@ -217,12 +222,14 @@ CpuModel::Slots CpuModel::acquire(Runtime& runtime, int32_t h, int32_t w) {
   return found;
 }
 
-void CpuModel::release(Runtime& runtime, Slots slot) {
+void CpuModel::release(Runtime& runtime, Slots slot, bool alone) {
   std::lock_guard<std::mutex> guard(runtime.idle_lock);
-  runtime.idle.splice(runtime.idle.begin(), slot);
-  while (runtime.idle.size() > kIdleExecutables + (threads_ == 1 ? 4 : 0)) {
-    runtime.workspace_bytes -= runtime.idle.back()->bytes();
-    runtime.idle.pop_back();
+  Slots& idle = alone ? runtime.idle_alone : runtime.idle;
+  const size_t kept = alone ? (size_t)threads_ : kIdleExecutables + (threads_ == 1 ? 4 : 0);
+  idle.splice(idle.begin(), slot);
+  while (idle.size() > kept) {
+    runtime.workspace_bytes -= idle.back()->bytes();
+    idle.pop_back();
   }
 }
 
@@ -239,19 +246,29 @@ bool CpuModel::run(const ImageView& src, const ImageView& dst, uint64_t frame, I
   } else {
     pool = &own.emplace(1);
   }
+  return run_on(runtime, *pool, false, src, dst, frame, interrupt);
+}
 
+bool CpuModel::run_alone(const ImageView& src, const ImageView& dst, uint64_t frame, Interrupt* interrupt) {
+  if (threads_ == 1) return run(src, dst, frame, interrupt);
+  ThreadPool pool(1);
+  return run_on(*runtime_, pool, true, src, dst, frame, interrupt);
+}
+
+bool CpuModel::run_on(Runtime& runtime, ThreadPool& pool, bool alone, const ImageView& src, const ImageView& dst,
+                      uint64_t frame, Interrupt* interrupt) {
   const bool trace = environment().trace;
-  Slots slot = acquire(runtime, src.h, src.w);
+  Slots slot = acquire(runtime, src.h, src.w, alone);
   Executable& executable = *slot.front();
   std::vector<double> step_us(trace ? network_.layers.size() : 0);
   bool finished = true;
   for (int32_t n = 0; n < src.n && finished; ++n)
-    finished = executable.run(*pool, {&src, &dst, n, frame + n, seed_.value_or(0), interrupt, true,
-                                       trace ? &step_us : nullptr});
+    finished = executable.run(pool, {&src, &dst, n, frame + n, seed_.value_or(0), interrupt, true,
+                                      trace ? &step_us : nullptr});
   if (trace && finished && src.n > 0)
-    std::fputs(format_trace(report(executable.plan(), &step_us), measured_peaks(isa_, dtype_, *pool), threads_).c_str(),
+    std::fputs(format_trace(report(executable.plan(), &step_us), measured_peaks(isa_, dtype_, pool), pool.size()).c_str(),
                stderr);
-  release(runtime, std::move(slot));
+  release(runtime, std::move(slot), alone);
   std::lock_guard<std::mutex> guard(runtime.idle_lock);
   ++runtime.calls;
   return finished;

@@ -1,0 +1,236 @@
+"""A live source: the newest frame wins, every frame is accounted for, a lost source is noticed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import environment, noise, tiny_model
+
+from pix2pix_fast import Engine, model
+from pix2pix_fast.errors import VideoError
+
+av: Any = pytest.importorskip("av")
+
+from test_video import clip, times_of  # noqa: E402
+
+from pix2pix_fast.live import Camera, File, LiveReport, Shot, live  # noqa: E402
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(tiny_model(depth=3), threads=1, size=(SIDE, SIDE))
+
+
+class Fake:
+    """A camera in a thread: `frames` frames per opening, `pause` seconds apart; then it ends, fails
+    or says nothing more."""
+
+    name = "fake camera"
+    lasting = True
+
+    def __init__(self, frames: int, pause: float = 0.0, end: str = "ends") -> None:
+        self.frames, self.pause, self.end = frames, pause, end
+        self.openings = 0
+        self.given = 0
+        self.stops: list[threading.Event] = []
+
+    def shots(self, stop: threading.Event) -> Iterator[Shot]:
+        self.openings += 1
+        self.stops.append(stop)
+        picture = noise((SIDE, SIDE, 3))
+        for _ in range(self.frames):
+            if stop.wait(self.pause):
+                return
+            self.given += 1
+            yield Shot(time.perf_counter(), picture)
+        if self.end == "fails":
+            raise OSError(5, "Input/output error")
+        if self.end == "says nothing":
+            stop.wait()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pix2pix_fast.live.PAUSES", (0.01,))
+
+
+def test_every_frame_is_translated_or_counted_as_dropped(engine: Engine) -> None:
+    fake, results = Fake(100_000, 0.0005), []
+    slow = threading.Event()
+
+    def show(result: np.ndarray, report: LiveReport) -> None:
+        results.append(result)
+        slow.wait(0.02)  # so the source is many times too fast
+
+    report = live(engine, fake, seconds=1.0, show=show)
+    assert report.ended == "time is up"
+    assert report.captured == report.translated + report.dropped
+    assert report.translated == len(results) > 0 and report.dropped > report.translated
+    assert fake.given - report.captured in (0, 1)  # one may have come as it was closed
+    assert fake.stops[0].is_set()
+    np.testing.assert_array_equal(results[0], engine.translate(noise((SIDE, SIDE, 3))))
+
+
+def test_the_newest_frame_is_the_next(engine: Engine) -> None:
+    """While one frame is being translated the source gives three more: only the last is seen."""
+    go, given = threading.Event(), threading.Event()
+
+    class Steps(Fake):
+        def shots(self, stop: threading.Event) -> Iterator[Shot]:
+            for value in range(4):
+                if value == 1:
+                    go.wait(10)
+                yield Shot(time.perf_counter(), np.full((SIDE, SIDE, 3), value, np.uint8))
+            given.set()
+            stop.wait()
+
+    seen: list[np.ndarray] = []
+    stop = threading.Event()
+
+    def show(result: np.ndarray, report: LiveReport) -> None:
+        seen.append(result)
+        go.set()
+        given.wait(10)
+        if len(seen) == 2:
+            stop.set()
+
+    report = live(engine, Steps(0), show=show, stop=stop)
+    assert (report.captured, report.translated, report.dropped) == (4, 2, 2)
+    assert report.ended == "stopped"
+    for result, value in zip(seen, (0, 3), strict=True):
+        expected = engine.translate(np.full((SIDE, SIDE, 3), value, np.uint8))
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("end", ["ends", "fails", "says nothing"])
+def test_a_lost_source_is_opened_again_and_then_given_up(engine: Engine, end: str) -> None:
+    fake, report, told = Fake(3, 0.01, end), LiveReport(), []
+
+    def notice(text: str) -> None:
+        told.append(text)
+        if len(told) == 2:  # from the third opening on it gives nothing
+            fake.frames = 0
+
+    with pytest.raises(VideoError, match="fake camera: .*gave up after 3 attempts"):
+        live(engine, fake, retries=3, stall=0.3, notice=notice, report=report)
+    # every opening that gave frames began the count again
+    assert fake.openings == 5 and report.reconnections == 4 and report.warnings == told
+    words = {"ends": "it ended", "fails": "Input/output error", "says nothing": "no frame for 0.3"}
+    assert all(words[end] in text for text in told)
+    assert report.captured == report.translated + report.dropped == 6
+    assert all(stop.is_set() for stop in fake.stops)
+
+
+def test_without_retries_the_loss_ends_it(engine: Engine) -> None:
+    fake = Fake(2, 0.01, "says nothing")
+    with pytest.raises(VideoError, match="fake camera: no frame for 0.2 s$"):
+        live(engine, fake, retries=0, stall=0.2)
+    assert fake.openings == 1
+
+
+def test_a_camera_that_was_never_there_is_not_tried_again(engine: Engine) -> None:
+    fake = Fake(0, 0, "fails")
+    with pytest.raises(VideoError, match="fake camera: Input/output error"):
+        live(engine, fake)
+    assert fake.openings == 1
+    if sys.platform == "linux":
+        with pytest.raises(VideoError, match="there is no /dev/video99"):
+            live(engine, Camera(99))
+
+
+def test_a_film_at_its_own_rate_recorded_and_mirrored(engine: Engine, tmp_path: Path) -> None:
+    times = [0, 40, 100, 180, 400, 410]
+    source, target = clip(tmp_path / "in.mp4", times), tmp_path / "out.mkv"
+    results: list[np.ndarray] = []
+    start = time.perf_counter()
+    report = live(
+        engine,
+        File(source),
+        mirror=True,
+        record=target,
+        quality=1,
+        show=lambda result, _: results.append(result),
+    )
+    assert time.perf_counter() - start >= 0.41  # not faster than it would be shown
+    assert report.ended == "source ended" and not report.warnings
+    assert report.captured == len(times) == report.translated + report.dropped
+    assert report.recorded == report.translated == len(times_of(target))
+    recorded = [float(at) for at in times_of(target)]
+    assert recorded[0] == 0 and recorded == sorted(set(recorded)) and recorded[-1] >= 0.3
+    with av.open(str(target)) as container:
+        first = next(container.decode(video=0))
+        assert (first.height, first.width) == (64, 96)
+    upright: list[np.ndarray] = []
+    live(engine, File(source), show=lambda result, _: upright.append(result))
+    assert not np.array_equal(results[0], upright[0])
+
+
+def test_a_lost_source_leaves_a_whole_recording(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="fake camera"):
+        live(engine, Fake(5, 0.02, "fails"), record=tmp_path / "out.mp4", retries=0)
+    assert 1 <= len(times_of(tmp_path / "out.mp4")) <= 5
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"retries": -1}, "retries: expected 0"),
+        ({"stall": 0}, "stall: expected 0.1"),
+        ({"seconds": 0}, "seconds: expected more"),
+        ({"quality": 99}, "quality: expected 0 to 51"),
+        ({"codec": "gif"}, "codec: expected one of h264"),
+        ({"record": "out.txt"}, "expected a name that ends in .mp4"),
+        ({"record": "https://example.com/out.mp4"}, "record: "),
+    ],
+)
+def test_wrong_arguments(engine: Engine, options: dict[str, Any], told: str) -> None:
+    fake = Fake(1)
+    with pytest.raises(ValueError, match=told):
+        live(engine, fake, **options)
+    assert fake.openings == 0
+
+
+def test_sources_are_local() -> None:
+    with pytest.raises(ValueError, match="camera: "):
+        Camera("rtsp://example.com/stream")
+    with pytest.raises(ValueError, match="file: "):
+        File("https://example.com/film.mp4")
+    with pytest.raises(FileNotFoundError):
+        File("nowhere.mp4")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C to a child needs POSIX signals")
+def test_the_command_ends_well_by_ctrl_c(tmp_path: Path) -> None:
+    model.save(tiny_model(depth=3), tmp_path / "m.safetensors")
+    source = clip(tmp_path / "in.mp4", [40 * i for i in range(25 * 60)], size=(16, 16))
+    part, target = tmp_path / "out.mp4.part", tmp_path / "out.mp4"
+    command = [sys.executable, "-m", "pix2pix_fast.cli", "live", str(tmp_path / "m.safetensors")]
+    command += ["--file", str(source), "--record", str(target), "--threads", "1"]
+    with subprocess.Popen(
+        command, stdout=-1, stderr=-1, text=True, env=environment(), cwd="/"
+    ) as process:
+        try:
+            end = time.monotonic() + 30
+            while not part.exists() and time.monotonic() < end:
+                time.sleep(0.02)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            out, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (0, "")
+    assert "frame to result: p50" in out and " dropped" in out and "out.mp4  " in out
+    assert len(times_of(target)) >= 1 and not part.exists()
