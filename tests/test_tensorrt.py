@@ -138,8 +138,8 @@ def test_every_net_builds_by_both_deconvolutions(name: str) -> None:
 @pytest.mark.parametrize("pixels", ["float", "uint8"])
 @pytest.mark.parametrize("precision", ["f32", "f16", "bf16"])
 def test_building_twice_gives_the_same_engine(precision: str, pixels: str) -> None:
-    """Not the same bytes: tensorrt_rtx 1.7 numbers values of its own as its threads come (seen:
-    neighbouring ids swapped, 0 to 131 bytes of 3 million). Less than a thousandth may differ; with
+    """Not always the same bytes: with uint8 pixels tensorrt_rtx 1.7 differed by 0 to 131 bytes of 3
+    million (the one difference looked at: neighbouring ids of values swapped). Less than a thousandth may differ; with
     the weights of another model much more does."""
     model, profile = random_model(BASE), Profile((64, 64), (64, 64))
     form = Form(precision, pixels=pixels)
