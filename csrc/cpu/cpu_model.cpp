@@ -71,7 +71,7 @@ class CpuModel final : public CompiledModel {
   using Slots = std::list<std::unique_ptr<Executable>>;
   Slots acquire(Runtime& runtime, int32_t h, int32_t w, bool alone = false);
   void release(Runtime& runtime, Slots slot, bool alone = false);
-  bool run_on(Runtime& runtime, ThreadPool& pool, bool alone, const ImageView& src, const ImageView& dst, uint64_t frame,
+  bool run_in(Runtime& runtime, ThreadPool& pool, bool alone, const ImageView& src, const ImageView& dst, uint64_t frame,
               Interrupt* interrupt);
   PlanOptions plan_options(bool keep) const { return {dtype_, seed_.has_value(), keep}; }
   Plan plan_for(int32_t h, int32_t w, bool keep) const;
@@ -246,16 +246,16 @@ bool CpuModel::run(const ImageView& src, const ImageView& dst, uint64_t frame, I
   } else {
     pool = &own.emplace(1);
   }
-  return run_on(runtime, *pool, false, src, dst, frame, interrupt);
+  return run_in(runtime, *pool, false, src, dst, frame, interrupt);
 }
 
 bool CpuModel::run_alone(const ImageView& src, const ImageView& dst, uint64_t frame, Interrupt* interrupt) {
   if (threads_ == 1) return run(src, dst, frame, interrupt);
   ThreadPool pool(1);
-  return run_on(*runtime_, pool, true, src, dst, frame, interrupt);
+  return run_in(*runtime_, pool, true, src, dst, frame, interrupt);
 }
 
-bool CpuModel::run_on(Runtime& runtime, ThreadPool& pool, bool alone, const ImageView& src, const ImageView& dst,
+bool CpuModel::run_in(Runtime& runtime, ThreadPool& pool, bool alone, const ImageView& src, const ImageView& dst,
                       uint64_t frame, Interrupt* interrupt) {
   const bool trace = environment().trace;
   Slots slot = acquire(runtime, src.h, src.w, alone);

@@ -44,10 +44,9 @@ double arithmetic_peak(Isa isa, DType dtype, ThreadPool& pool) {
     int repeats;
     std::vector<double> best;  // seconds of each thread: neighbours on a shared machine slow now one, now the other
   } job{kernel, p, g, {}, 40, std::vector<double>(pool.size(), 1e9)};
-  const Memory ones(p.ci_stored[0] * 4);
   for (int t = 0; t < pool.size(); ++t)
-    for (int64_t bytes : {g.weight_bytes + 16384, (int64_t)p.hi * p.wi * 64 * 4, g.shared_bytes, g.scratch_bytes,
-                          (int64_t)p.ho * p.wo * 32 * 4, (int64_t)64 * 4})
+    for (int64_t bytes : {g.weight_bytes + 16384, (int64_t)p.hi * p.wi * p.ci_stored[0] * 4, g.shared_bytes, g.scratch_bytes,
+                          (int64_t)p.ho * p.wo * p.co_stored * 4, (int64_t)p.ci_stored[0] * 4})
       job.memory.emplace_back(bytes);
   const auto work = [](void* context, int thread) {
     Job& j = *(Job*)context;

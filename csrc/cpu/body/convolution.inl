@@ -88,8 +88,8 @@ struct Statistics {
 // transform multiplies. Adding C once per 256 steps costs less than 1 %.
 constexpr int64_t kSumChunks = 16;
 
-// kPartLog2 cuts A along k (RowPlace); kBuffer is scratch of the product beside C, in bytes.
-template <class E, class Scheme, int32_t kPartLog2 = kWholeK, int64_t kBuffer = 0>
+// kPartLog2 cuts A along k (RowPlace).
+template <class E, class Scheme, int32_t kPartLog2 = kWholeK>
 struct Convolution {
   using W = typename Scheme::Output;
   static constexpr int kOutputs = Scheme::kAccumulate ? 1 : Scheme::kProducts;  // C matrices
@@ -126,7 +126,7 @@ struct Convolution {
     g->read_bytes = (int64_t)live * k_of(p) * p.co_stored * E::kBytes;
     g->shared_bytes = two_phases ? a_bytes(p, block) : 0;
     g->shared_read_bytes = g->shared_bytes * g->items[1];
-    g->scratch_bytes = c_bytes(block) + kBuffer + (two_phases ? 0 : a_bytes(p, block));
+    g->scratch_bytes = c_bytes(block) + (two_phases ? 0 : a_bytes(p, block));
     g->macs = (int64_t)live * rows * k_of(p) * p.co_stored;
   }
 
@@ -183,7 +183,7 @@ struct Convolution {
       const char* b = (const char*)args.weights + panel * full_panel +
                       phase * Scheme::kProducts * product_bytes(p, vecs);
       const RowBlocks blocks(rows);
-      const int64_t chunks = k_of(p) / E::kChunk, chunk_bytes = E::kChunk / E::kWord * stride_c * 4;
+      const int64_t chunks = lines_of(p), chunk_bytes = E::kChunk / E::kWord * stride_c * 4;
       // One row block alone cannot hide the memory that it reads: the next product's weights are asked for by all of them.
       const int64_t ahead_bytes = blocks.count > 1 ? align64(chunk_bytes / blocks.count) : 0;
       bool started = false;
@@ -276,7 +276,7 @@ struct Convolution {
       const int32_t block = block_rows(p, rows), base = item * block;
       const int32_t held = rows - base < block ? rows - base : block;
       float* c = (float*)scratch;
-      char* a = (char*)scratch + c_bytes(block) + kBuffer;
+      char* a = (char*)scratch + c_bytes(block);
       gather_rows(p, args, a, base, held, base, held);
       for (int32_t panel = 0; panel < panels_of(p.co_stored); ++panel)
         for (int32_t out_phase = 0; out_phase < Scheme::kPhases; ++out_phase)
