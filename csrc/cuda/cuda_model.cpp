@@ -59,6 +59,8 @@ class CudaModel final : public CompiledModel {
   void check_pointer(const void* at, const char* name) const;
   Slots acquire(const Shape& shape);
   void release(Slots slot);
+  template <class Stop, class Work>
+  bool in_parts(const ImageView& src, const ImageView& dst, bool staged, Stop&& stop, Work&& work);
   void upload(int32_t index, const LayerTensors& tensors);
   std::vector<StepReport> report(const Plan& plan, const std::vector<double>* step_us) const;
   void trace(const Executable& executable, const std::vector<double>& step_us) const;
@@ -233,26 +235,37 @@ int32_t CudaModel::pictures_at_once(int32_t n, int32_t h, int32_t w) const {
   return (int32_t)std::clamp<int64_t>(kBatchPixels / pixels, 1, n);
 }
 
-bool CudaModel::run(const ImageView& src, const ImageView& dst, uint64_t frame, Interrupt* interrupt) {
-  check_process();
-  check_size(src.h, src.w);
-  const OnDevice current(kDevice);
+// work(executable, first picture, step_us) for as many pictures at once as fit; step_us is null unless traced.
+template <class Stop, class Work>
+bool CudaModel::in_parts(const ImageView& src, const ImageView& dst, bool staged, Stop&& stop, Work&& work) {
   const int32_t most = src.n > 0 ? pictures_at_once(src.n, src.h, src.w) : 1;
+  const auto bytes = [](const ImageView& v) { return v.type == PixelType::kU8 ? 1 : 4; };
   for (int32_t first = 0; first < src.n; first += most) {
-    if (interrupt && first > 0 && interrupt->requested()) return false;
-    const int32_t n = std::min(most, src.n - first);
+    if (first > 0 && stop()) return false;
     // A launch that fails takes its executable along: nobody knows what state its counters are in.
-    Slots slot = acquire({n, src.h, src.w, src.type == PixelType::kU8 ? 1 : 4, dst.type == PixelType::kU8 ? 1 : 4, true});
+    Slots slot = acquire({std::min(most, src.n - first), src.h, src.w, bytes(src), bytes(dst), staged});
     Executable& executable = slot.front();
     std::vector<double> step_us(environment().trace ? executable.plan().steps.size() : 0);
     workspace_bytes_ -= executable.bytes();
-    executable.run(src, dst, first, frame + first, true, step_us.empty() ? nullptr : &step_us);
+    work(executable, first, step_us.empty() ? nullptr : &step_us);
     workspace_bytes_ += executable.bytes();
     if (!step_us.empty()) trace(executable, step_us);
     release(std::move(slot));
   }
-  ++calls_;
   return true;
+}
+
+bool CudaModel::run(const ImageView& src, const ImageView& dst, uint64_t frame, Interrupt* interrupt) {
+  check_process();
+  check_size(src.h, src.w);
+  const OnDevice current(kDevice);
+  const bool finished = in_parts(
+      src, dst, true, [&] { return interrupt && interrupt->requested(); },
+      [&](Executable& executable, int32_t first, std::vector<double>* step_us) {
+        executable.run(src, dst, first, frame + first, true, step_us);
+      });
+  if (finished) ++calls_;
+  return finished;
 }
 
 void CudaModel::run_on(const ImageView& src, const ImageView& dst, uint64_t frame, std::optional<uintptr_t> stream) {
@@ -263,18 +276,11 @@ void CudaModel::run_on(const ImageView& src, const ImageView& dst, uint64_t fram
   check_pointer(src.data, "src");
   check_pointer(dst.data, "dst");
   const cudaStream_t on = stream ? (cudaStream_t)*stream : runtime_->stream.get();
-  const int32_t most = src.n > 0 ? pictures_at_once(src.n, src.h, src.w) : 1;
-  for (int32_t first = 0; first < src.n; first += most) {
-    const int32_t n = std::min(most, src.n - first);
-    Slots slot = acquire({n, src.h, src.w, src.type == PixelType::kU8 ? 1 : 4, dst.type == PixelType::kU8 ? 1 : 4, false});
-    Executable& executable = slot.front();
-    std::vector<double> step_us(environment().trace ? executable.plan().steps.size() : 0);
-    workspace_bytes_ -= executable.bytes();
-    executable.run_on(src, dst, first, frame + first, on, step_us.empty() ? nullptr : &step_us);
-    workspace_bytes_ += executable.bytes();
-    if (!step_us.empty()) trace(executable, step_us);
-    release(std::move(slot));
-  }
+  in_parts(
+      src, dst, false, [] { return false; },
+      [&](Executable& executable, int32_t first, std::vector<double>* step_us) {
+        executable.run_on(src, dst, first, frame + first, on, step_us);
+      });
   if (!stream) P2P_CUDA_CALL(cudaStreamSynchronize, on);
   ++calls_;
 }
