@@ -94,17 +94,22 @@ __global__ void empty_kernel(int dependent) {
 #endif
 }
 
-void launch_empty(bool dependent) {
+// kBlocks blocks of 128 threads; `attribute` may be null.
+void launch(void (*kernel)(int), int argument, cudaLaunchAttribute* attribute) {
   cudaLaunchConfig_t config{};
   config.gridDim = kBlocks;
   config.blockDim = 128;
   config.stream = stream;
+  config.attrs = attribute;
+  config.numAttrs = attribute ? 1 : 0;
+  CHECK(cudaLaunchKernelEx(&config, kernel, argument));
+}
+
+void launch_empty(bool dependent) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = dependent ? 1 : 0;
-  CHECK(cudaLaunchKernelEx(&config, empty_kernel, (int)dependent));
+  launch(empty_kernel, dependent, dependent ? &attribute : nullptr);
 }
 
 struct Graph {
@@ -194,16 +199,10 @@ void grid_barrier(int multiprocessors) {
 void cluster_barrier() {
   const auto time = [&](int count) {
     return device_us([&] {
-      cudaLaunchConfig_t config{};
-      config.gridDim = kBlocks;
-      config.blockDim = 128;
-      config.stream = stream;
       cudaLaunchAttribute attribute{};
       attribute.id = cudaLaunchAttributeClusterDimension;
       attribute.val.clusterDim = {8, 1, 1};
-      config.attrs = &attribute;
-      config.numAttrs = 1;
-      CHECK(cudaLaunchKernelEx(&config, cluster_barriers, count));
+      launch(cluster_barriers, count, &attribute);
     });
   };
   line("cluster_barrier", text("\"blocks\": %d, \"cluster\": 8, \"us\": %.4f", kBlocks, (time(1100) - time(100)) / 1000));
