@@ -116,6 +116,12 @@ def _engine_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     return verb
 
 
+def _pop_engine_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of `_engine_options`, out of a verb's own."""
+    names = ("backend", "precision", "threads", "norm", "dropout", "tune")
+    return {name: options.pop(name) for name in names}
+
+
 # translate
 
 
@@ -638,21 +644,13 @@ def video(
     model: str,
     source: str,
     target: str,
-    backend: Any,
-    precision: Any,
-    threads: int | None,
-    norm: Any,
-    dropout: int | None,
-    tune: bool,
     **options: Any,
 ) -> None:
     """Translate the film IN into OUT, with its own times and its own sound."""
     from .engine import Engine
     from .video import translate_video
 
-    engine_options: dict[str, Any] = {"backend": backend, "precision": precision, "norm": norm}
-    engine_options |= {"threads": threads, "dropout": dropout, "tune": tune}
-    with Engine(model, **engine_options) as engine:
+    with Engine(model, **_pop_engine_options(options)) as engine:
         if sys.stderr.isatty():
             from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
@@ -705,12 +703,6 @@ def live(
     file: str | None,
     size: str | None,
     rate: float | None,
-    backend: Any,
-    precision: Any,
-    threads: int | None,
-    norm: Any,
-    dropout: int | None,
-    tune: bool,
     **options: Any,
 ) -> None:
     """Translate a camera as it runs: the newest frame wins, late ones are dropped and counted.
@@ -729,8 +721,7 @@ def live(
         if file
         else source.Camera(camera, size=(width, height) if size else None, rate=rate)
     )
-    engine_options: dict[str, Any] = {"backend": backend, "precision": precision, "norm": norm}
-    engine_options |= {"threads": threads, "dropout": dropout, "tune": tune}
+    engine_options = _pop_engine_options(options)
     stop, report = threading.Event(), source.LiveReport()
 
     def end(*_: object) -> None:  # the second Ctrl-C is the ordinary one

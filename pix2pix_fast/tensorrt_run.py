@@ -80,8 +80,9 @@ class Executable:
         form = self.form._replace(pixels=pixels)
 
         def load() -> tuple[Any, Path]:
-            known = (self.trt, self.gpu, self.model, form, profile)
-            plan, path = cached(*known, digest=self.digest)
+            plan, path = cached(
+                self.trt, self.gpu, self.model, form, profile, digest=self.digest
+            )
             return self.runtime.deserialize_cuda_engine(plan), path
 
         engine, path = load()

@@ -151,6 +151,15 @@ def bars_frame(k: tuple[float, float], full: bool, kind: str = "yuv420p") -> Any
     return frame
 
 
+def shown_colours(frame: Any) -> np.ndarray:
+    """What a frame of a translated film (BT.709, limited, 4:2:0) shows, (h, w, 3) float64."""
+    planes = [
+        np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+        for plane in frame.planes
+    ]
+    return exact_rgb(planes, (1, 1), MATRICES["709"], False)
+
+
 @pytest.mark.parametrize("fit", ["native", "resize"])
 @pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
 @pytest.mark.parametrize("matrix", ["601", "709"])
@@ -166,11 +175,7 @@ def test_colour_bars(matrix: str, full: bool, fit: Any, tmp_path: Path) -> None:
     )
     result = decoded(tmp_path / "out.mp4")[0]
     assert (int(result.colorspace), int(result.color_range)) == (BT709, LIMITED)
-    planes = [
-        np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
-        for plane in result.planes
-    ]
-    shown = exact_rgb(planes, (1, 1), MATRICES["709"], False)
+    shown = shown_colours(result)
     for index, colour in enumerate(BARS):
         inside = shown[4:28, 16 * index + 4 : 16 * index + 12]
         assert np.abs(inside - colour).max() <= 2, (index, colour, inside[0, 0])
@@ -185,11 +190,7 @@ def test_colours_stay_where_sizes_change(size: tuple[int, int], tmp_path: Path) 
     source = write(tmp_path / "in.mp4", [frame], [0], options=EXACT, tags=tags)
     translate_video(Identity(size), source, tmp_path / "out.mp4", quality=0)  # type: ignore[arg-type]
     result = decoded(tmp_path / "out.mp4")[0]
-    planes = [
-        np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
-        for plane in result.planes
-    ]
-    shown = exact_rgb(planes, (1, 1), MATRICES["709"], False)
+    shown = shown_colours(result)
     for index, colour in enumerate(BARS):
         inside = shown[8:24, 16 * index + 7 : 16 * index + 9]
         assert np.abs(inside - colour).max() <= 3, (index, colour, inside[0, 0])
