@@ -9,25 +9,20 @@ namespace p2p {
 
 using namespace cpu;
 
-// Measured on two cores of a Zen 4 and of a Xeon with AMX (docs/decisions/020-cost-model.md). A class of CPU decides, not a
-// measurement at load: noise would choose other kernels, and so other bits, in the next process. `tune` measures.
+// Measured on two cores of a Zen 4, of a Xeon with AMX and of a Zen 3 (docs/decisions/020-cost-model.md). A class of CPU
+// decides, not a measurement at load: noise would choose other kernels, and so other bits, in the next process. `tune` measures.
 MachineBalance balance_of(Isa isa, DType dtype) {
-  const double transform = 60e9;
-  if (isa == Isa::kScalar) return {16e9, 50e9, 100e9, transform, 1e6};
+  const double transform = 60e9, kept = 24 << 20;
+  if (isa == Isa::kScalar) return {16e9, 50e9, 100e9, transform, 1e6, kept};
+  // CPUs whose best room is AVX2: slower memory, half the cache of a core.
+  if (isa == Isa::kAvx2) return {180e9, 30e9, 117e9, transform, 512e3, 12 << 20};
   // Two 512-bit multiply-add units, fed by a mesh that gives one core little: twice the arithmetic, half the bytes.
-  const bool wide = is_intel() && isa >= Isa::kAvx512;
-  const double memory = wide ? 28e9 : 50e9, shared = wide ? 56e9 : 117e9;
-  const double own = wide ? 2e6 : isa == Isa::kAvx2 ? 512e3 : 1e6;  // CPUs whose best room is AVX2 have 512 KB (Zen 2, Zen 3)
-  double flops = 200e9;
+  const bool wide = is_intel();
+  const double memory = wide ? 28e9 : 50e9, shared = wide ? 56e9 : 117e9, own = wide ? 2e6 : 1e6;
+  double flops = wide ? 350e9 : 200e9;
   if (isa == Isa::kAmx) flops = 2500e9;
-  else if (isa == Isa::kAvx512Bf16) flops = dtype == DType::kBF16 ? (wide ? 220e9 : 400e9) : (wide ? 350e9 : 200e9);
-  else if (isa == Isa::kAvx512) flops = wide ? 350e9 : 200e9;
-  else if (isa == Isa::kAvx2) flops = 180e9;
-  return {flops, memory, shared, transform, own};
-}
-
-namespace {
-constexpr int64_t kWeightsInSharedCache = 24 << 20;
+  else if (isa == Isa::kAvx512Bf16 && dtype == DType::kBF16) flops = wide ? 220e9 : 400e9;
+  return {flops, memory, shared, transform, own, kept};
 }
 
 double estimate(const Kernel& kernel, const Problem& problem, const MachineBalance& balance) {
@@ -39,7 +34,7 @@ double estimate(const Kernel& kernel, const Problem& problem, const MachineBalan
   const double arithmetic = sums * 2.0 * (double)g.macs / balance.flops;
   // Once from memory; in one phase every block of rows reads them again: from memory, or well hidden from the shared cache.
   const double reread = (double)g.read_bytes * (g.phases == 1 ? g.items[0] - 1 : 0);
-  const bool cached = g.read_bytes <= kWeightsInSharedCache;
+  const bool cached = (double)g.read_bytes <= balance.kept_weights;
   const double weights = ((double)g.read_bytes + (cached ? 0 : reread)) / balance.weight_bytes;
   // Items read A again and again, and a core's own cache may not hold it.
   const double again = g.shared_bytes > balance.own_cache / 2 ? (double)g.shared_read_bytes / balance.shared_bytes
@@ -70,10 +65,10 @@ const Kernel& choose_kernel(Isa isa, Op op, DType dtype, const Problem& problem)
 
 namespace {
 // Up to here two phases won whatever the estimate says (d6: 6 %); above, it decides (one phase won 12 to 30 % for e2, d7).
-constexpr int64_t kSharedBytesMax = 6 << 20;
+constexpr int64_t kSharedBytesMax = 5 << 20;
 constexpr int32_t kSharedRowsMax = 256;
-constexpr double kBlockShare = 0.72;  // of a core's own cache for its part of A; twice that is up to 1.6x slower
-constexpr int32_t kBlockRows = 22, kBlockRowsMin = 8;
+constexpr double kBlockShare = 0.9;  // of a core's own cache for its part of A; twice that is up to 1.6x slower
+constexpr int32_t kBlockRows = 22, kBlockRowsMin = 12;
 }  // namespace
 
 int32_t choose_tile_block(const Kernel& kernel, const Problem& problem) {

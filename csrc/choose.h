@@ -14,6 +14,7 @@ struct MachineBalance {
   double shared_bytes;     // per second from the shared cache
   double transform_bytes;  // per second through transforms
   double own_cache;        // bytes of a core's own cache
+  double kept_weights;     // bytes of weights that stay in the shared cache beside all else
 };
 MachineBalance balance_of(cpu::Isa isa, cpu::DType dtype);
 

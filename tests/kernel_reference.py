@@ -13,6 +13,9 @@ from the data at hand (absolute values through every stage), in units of u.
                   output: m2 is a whole number in its axis (its input row is -2 -1 1) and is divided
                   by at most 8; the halves of the other rows are multiplied by 1, 2, 4, 8  u = 1/64
     3taps         the same with the halves in the input transform                       u = 1/4
+    F(5x5,2x2)    sixteenths twice and ninths in each axis: more digits than a float32 has. Not exact;
+                  the outputs must be within 1/4 of the whole numbers, and `largest_intermediate`
+                  proves from the data that rounding alone cannot exceed that
     slope 1/4     activations are quarters: u is four times smaller
 
 bf16 kernels round their operands: transformed inputs and weights must also be bf16 numbers (8 bits,
@@ -43,8 +46,8 @@ class Filter:
     bt: Array
     g: Array
     at: Array
-    sum_units: int  # 1/u of the products, for integer inputs
-    out_units: int  # 1/u of the outputs
+    sum_units: int | None  # 1/u of the products, for integer inputs; None: not exact
+    out_units: int | None  # 1/u of the outputs
 
     @property
     def tile(self) -> int:
@@ -84,7 +87,32 @@ FILTERS = {
         sum_units=4,
         out_units=64,
     ),
+    "winograd5": Filter(
+        bt=np.array(
+            [
+                [9 / 16, 0, -2.5, 0, 1, 0],
+                [0, -9 / 8, -9 / 4, 0.5, 1, 0],
+                [0, 9 / 8, -9 / 4, -0.5, 1, 0],
+                [0, -3 / 8, -1 / 4, 1.5, 1, 0],
+                [0, 3 / 8, -1 / 4, -1.5, 1, 0],
+                [0, 9 / 16, 0, -2.5, 0, 1],
+            ]
+        ),
+        g=np.array([[16, 0], [-9, -4.5], [-9, 4.5], [1, 1.5], [1, -1.5], [0, 9]]) / 9,
+        at=np.array(
+            [
+                [1, 1, 1, 1, 1, 0],
+                [0, 1 / 2, -1 / 2, 3 / 2, -3 / 2, 0],
+                [0, 1 / 4, 1 / 4, 9 / 4, 9 / 4, 0],
+                [0, 1 / 8, -1 / 8, 27 / 8, -27 / 8, 0],
+                [0, 1 / 16, 1 / 16, 81 / 16, 81 / 16, 1],
+            ]
+        ),
+        sum_units=None,
+        out_units=None,
+    ),
 }
+NEAR = 0.25  # of a whole number, where a kernel cannot be exact
 
 
 def to_bf16(values: Array) -> Array:
@@ -102,6 +130,12 @@ def parts(kernel: str) -> tuple[str, str, str]:
     """"avx2/conv4x4s2_winograd3_f32" -> ("conv4x4s2", "winograd3", "f32")."""
     op, algorithm, dtype = kernel.split("/")[1].split("_")
     return op, algorithm, dtype
+
+
+def is_exact(kernel: str) -> bool:
+    """Whether small integers give the result bit for bit; else within NEAR."""
+    filter = FILTERS.get(parts(kernel)[1])
+    return filter is None or filter.out_units is not None
 
 
 def rounds_operands(kernel: str) -> bool:
@@ -199,8 +233,8 @@ def transformed(case: Case, filter: Filter) -> tuple[Array, Array]:
 
 
 def largest_intermediate(case: Case) -> float:
-    """Bound on every intermediate in its unit, below 2^24 where the kernel must be exact. Infinite
-    where a bf16 operand would be rounded."""
+    """Bound on every intermediate in its unit, below 2^24 where the kernel must be exact, or on the
+    rounding, below 2^24 where it must be near. Infinite where a bf16 operand would be rounded."""
     _, algorithm, _ = parts(case.kernel)
     fine = 4 if case.slope == 0.25 else 1
     bias = 0.0 if case.bias is None else float(abs(case.bias).max())
@@ -212,6 +246,8 @@ def largest_intermediate(case: Case) -> float:
         # + 1: the last layer's output is mapped to the caller's range by way of y + 1
         return fine * (float(convolve(abs(x), abs(case.weight), case.down).max()) + bias + 1)
     filter = FILTERS[algorithm]
+    if filter.sum_units is None or filter.out_units is None:
+        return fine * rounding(case, filter) / NEAR
     v, u = transformed(case, filter)
     if rounds and not (is_bf16(v) and is_bf16(u)):
         return np.inf
@@ -222,6 +258,19 @@ def largest_intermediate(case: Case) -> float:
     outputs = np.einsum("ia,pabtn,jb->ptijn", abs(filter.at), abs(products), abs(filter.at))
     largest = filter.out_units * (float(outputs.max()) + bias)
     return fine * max(filter.sum_units * float(sums.max()), largest)
+
+
+def rounding(case: Case, filter: Filter) -> float:
+    """Bound on an output's error in units of 2^-24: the absolute values of all paths to it, times the
+    roundings along one: 2 in each axis of the input transform, 1 of a weight, the sum, 4 in each
+    axis of the output transform, the bias."""
+    positive = replace(filter, bt=abs(filter.bt), g=abs(filter.g))
+    size = replace(case, src=abs(case.activated()).astype(np.float32), weight=abs(case.weight))
+    v, u = transformed(replace(size, skip=None, scale=None, shift=None, slope=1.0), positive)
+    sums = v.transpose(1, 2, 0, 3)[None] @ u
+    outputs = np.einsum("ia,pabtn,jb->ptijn", abs(filter.at), sums, abs(filter.at))
+    bias = 0.0 if case.bias is None else float(abs(case.bias).max())
+    return (v.shape[3] + 14) * float(outputs.max()) + bias
 
 
 def nonzero(rng: np.random.Generator, largest: int, size: Any) -> Array:
@@ -237,6 +286,7 @@ RANGES = {
     ("winograd3taps", "f32"): (2, 3, 7),
     ("winograd3", "bf16"): (5, 5, 15),
     ("winograd4", "f32"): (1, 1, 1),
+    ("winograd5", "f32"): (2, 3, 7),
 }
 
 

@@ -37,15 +37,15 @@ inline void gather(const Problem& p, const Source& source, int32_t channels, flo
     const Vec scale = load(source.scale + c), shift = load(source.shift + c);
     Vec d[kSide * kSide];
     if (inside) {
-#pragma GCC unroll 5
+#pragma GCC unroll 6
       for (int i = 0; i < kSide; ++i)
-#pragma GCC unroll 5
+#pragma GCC unroll 6
         for (int j = 0; j < kSide; ++j)
           d[i * kSide + j] = activated<E>(source.data, row_offset[i] + j * column_offset + c, scale, shift, slope);
     } else {
-#pragma GCC unroll 5
+#pragma GCC unroll 6
       for (int i = 0; i < kSide; ++i)
-#pragma GCC unroll 5
+#pragma GCC unroll 6
         for (int j = 0; j < kSide; ++j)
           d[i * kSide + j] =
               row_inside[i] && column_inside[j]
@@ -55,7 +55,7 @@ inline void gather(const Problem& p, const Source& source, int32_t channels, flo
     if constexpr (W::kPoints > 1) transform_input<W>(d);
     const int64_t k = k0 + c;
     char* line = dst + place.offset(k / E::kChunk);
-#pragma GCC unroll 25
+#pragma GCC unroll 36
     for (int q = 0; q < kSide * kSide; ++q) E::store(line + q * position_bytes, k % E::kChunk, d[q]);
   }
 }
@@ -233,16 +233,16 @@ struct Convolution {
 #pragma GCC unroll 2
       for (int v = 0; v < kVecs; ++v) {
         Vec m[n * n];
-#pragma GCC unroll 25
+#pragma GCC unroll 36
         for (int q = 0; q < n * n; ++q) m[q] = load(c + q * matrix + r * stride_c + v * kWidth);
         if constexpr (n > 1) transform_output<W>(m, y[v]);
         else y[v][0] = m[0];
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 5
       for (int i = 0; i < t; ++i) {
         const int32_t row = y0 + i * Scheme::kStep;
         if (row < 0 || row >= p.ho) continue;
-#pragma GCC unroll 4
+#pragma GCC unroll 5
         for (int j = 0; j < t; ++j) {
           const int32_t column = x0 + j * Scheme::kStep;
           if (column < 0 || column >= p.wo) continue;
