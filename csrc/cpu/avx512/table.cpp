@@ -3,11 +3,11 @@
 
 namespace p2p::cpu::avx512 {
 extern const Kernel kConvFirst, kConvDirect, kConvWinograd3, kConvWinograd3Taps, kConvWinograd4, kDeconvDirect,
-    kDeconvWinograd3, kDeconvWinograd3Taps, kDeconvWinograd5, kDeconvLast;
+    kDeconvWinograd3, kDeconvWinograd3Taps, kDeconvWinograd4, kDeconvWinograd5, kDeconvLast;
 
 namespace {
 const Kernel* const kKernels[] = {&kConvFirst,       &kConvWinograd3,       &kConvWinograd3Taps, &kConvWinograd4,
-                                  &kConvDirect,      &kDeconvWinograd3,     &kDeconvWinograd3Taps,
+                                  &kConvDirect,      &kDeconvWinograd3,     &kDeconvWinograd3Taps, &kDeconvWinograd4,
                                   &kDeconvWinograd5, &kDeconvDirect,        &kDeconvLast};
 }
 

@@ -70,3 +70,26 @@ struct DeconvWinograd {
     *x = 2 * W::kTile * (row % tiles(p.wi)) - (phase % 2 ? 1 : 0);
   }
 };
+
+// The same with tiles of its own for every output phase. A phase has `in` windows a side, all phases together in + 1: where
+// m divides `in`, that one window more costs every phase a row and a column of tiles. Four input transforms instead of one.
+template <class W>
+struct DeconvWinogradPhases : DeconvWinograd<W> {
+  static constexpr int kProducts = W::kPoints * W::kPoints, kPositions = 4 * kProducts;
+
+  static int32_t tiles(int32_t in) { return (in + W::kTile - 1) / W::kTile; }
+  static int32_t rows(const Problem& p) { return tiles(p.hi) * tiles(p.wi); }
+  static int32_t position(int32_t phase, int32_t product) { return phase * kProducts + product; }
+  template <class E>
+  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* dst,
+                         int64_t stride, const RowPlace& place, int64_t k0) {
+    const int32_t y = W::kTile * (row / tiles(p.wi)), x = W::kTile * (row % tiles(p.wi));
+    for (int32_t phase = 0; phase < 4; ++phase)
+      gather<E, W, W::kPoints>(p, source, channels, slope, y - 1 + phase / 2, x - 1 + phase % 2, 1,
+                               dst + phase * kProducts * stride, stride, place, k0);
+  }
+  static void origin(const Problem& p, int32_t row, int32_t phase, int32_t* y, int32_t* x) {
+    *y = 2 * W::kTile * (row / tiles(p.wi)) + phase / 2;
+    *x = 2 * W::kTile * (row % tiles(p.wi)) + phase % 2;
+  }
+};
