@@ -12,10 +12,10 @@ using namespace cpu;
 // Measured on two cores of a Zen 4, of a Xeon with AMX and of a Zen 3 (docs/decisions/020-cost-model.md). A class of CPU
 // decides, not a measurement at load: noise would choose other kernels, and so other bits, in the next process. `tune` measures.
 MachineBalance balance_of(Isa isa, DType dtype) {
-  const double transform = 60e9, kept = 24 << 20;
+  const double transform = isa == Isa::kAmx ? 60e9 : 10e9, kept = 24 << 20;
   if (isa == Isa::kScalar) return {16e9, 50e9, 100e9, transform, 1e6, kept};
   // CPUs whose best room is AVX2: slower memory, half the cache of a core.
-  if (isa == Isa::kAvx2) return {180e9, 30e9, 117e9, transform, 512e3, 12 << 20};
+  if (isa == Isa::kAvx2) return {190e9, 30e9, 117e9, transform, 512e3, 12 << 20};
   // Two 512-bit multiply-add units, fed by a mesh that gives one core little: twice the arithmetic, half the bytes.
   const bool wide = is_intel();
   const double memory = wide ? 28e9 : 50e9, shared = wide ? 56e9 : 117e9, own = wide ? 2e6 : 1e6;
@@ -26,11 +26,11 @@ MachineBalance balance_of(Isa isa, DType dtype) {
 }
 
 double estimate(const Kernel& kernel, const Problem& problem, const MachineBalance& balance) {
-  constexpr double kTapSums = 1.1;   // weights summed in registers on the way
+  constexpr double kTapSums = 2;     // rows' worth of arithmetic that a block spends on summing its weights in registers
   constexpr double kNotHidden = 0.4, kNotHiddenCached = 0.1;  // of the shorter of arithmetic and memory, shared cache
-  Geometry g;
+  Geometry g{};
   kernel.geometry(problem, &g);
-  const double sums = kernel.algorithm == Algorithm::kWinograd3Taps ? kTapSums : 1.0;
+  const double sums = kernel.algorithm == Algorithm::kWinograd2Taps ? 1 + kTapSums / g.block_rows : 1;
   const double arithmetic = sums * 2.0 * (double)g.macs / balance.flops;
   // Once from memory; in one phase every block of rows reads them again: from memory, or well hidden from the shared cache.
   const double reread = (double)g.read_bytes * (g.phases == 1 ? g.items[0] - 1 : 0);
@@ -39,8 +39,7 @@ double estimate(const Kernel& kernel, const Problem& problem, const MachineBalan
   // Items read A again and again, and a core's own cache may not hold it.
   const double again = g.shared_bytes > balance.own_cache / 2 ? (double)g.shared_read_bytes / balance.shared_bytes
                                                                   : cached ? kNotHiddenCached * reread / balance.shared_bytes : 0;
-  // Transforms write A once and read C once; scratch is one item's C.
-  const double transforms = ((double)g.shared_bytes + (double)g.scratch_bytes * g.items[1]) / balance.transform_bytes;
+  const double transforms = (double)g.transform_bytes / balance.transform_bytes;
   return std::max(arithmetic, weights) + kNotHidden * std::min(arithmetic, weights) + again + transforms;
 }
 

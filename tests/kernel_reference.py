@@ -12,7 +12,7 @@ from the data at hand (absolute values through every stage), in units of u.
                   input: halves in each axis                                            (1/4)
                   output: m2 is a whole number in its axis (its input row is -2 -1 1) and is divided
                   by at most 8; the halves of the other rows are multiplied by 1, 2, 4, 8  u = 1/64
-    3taps         the same with the halves in the input transform                       u = 1/4
+    2taps         F(2x2,2x2): additions everywhere                                      u = 1
     F(5x5,2x2)    sixteenths twice and ninths in each axis: more digits than a float32 has. Not exact;
                   the outputs must be within 1/4 of the whole numbers, and `largest_intermediate`
                   proves from the data that rounding alone cannot exceed that
@@ -68,10 +68,15 @@ WINOGRAD3 = Filter(
     sum_units=4,
     out_units=4,
 )
-HALVES = np.array([[1], [2], [2], [1]])
 FILTERS = {
     "winograd3": WINOGRAD3,
-    "winograd3taps": replace(WINOGRAD3, bt=WINOGRAD3.bt / HALVES, g=WINOGRAD3.g * HALVES),
+    "winograd2taps": Filter(
+        bt=np.array([[1, -1, 0], [0, 1, 0], [0, -1, 1.0]]),
+        g=np.array([[1, 0], [1, 1], [0, 1.0]]),
+        at=np.array([[1, 1, 0], [0, 1, 1.0]]),
+        sum_units=1,
+        out_units=1,
+    ),
     "winograd4": Filter(
         bt=np.array(
             [
@@ -283,7 +288,7 @@ RANGES = {
     ("direct", "f32"): (12, 8, 32),
     ("direct", "bf16"): (12, 8, 32),
     ("winograd3", "f32"): (2, 3, 7),
-    ("winograd3taps", "f32"): (2, 3, 7),
+    ("winograd2taps", "f32"): (2, 3, 7),
     ("winograd3", "bf16"): (5, 5, 15),
     ("winograd4", "f32"): (1, 1, 1),
     ("winograd5", "f32"): (2, 3, 7),

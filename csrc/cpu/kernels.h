@@ -17,8 +17,8 @@
 namespace p2p::cpu {
 
 enum class Op : uint8_t { kConvFirst, kConv, kDeconv, kDeconvLast };
-// kWinograd3Taps: F(3x3,2x2) whose weights stay plain taps in memory (body/taps.inl).
-enum class Algorithm : uint8_t { kDirect, kWinograd3, kWinograd3Taps, kWinograd4, kWinograd5 };
+// kWinograd2Taps: F(2x2,2x2) whose weights stay plain taps in memory (body/taps.inl).
+enum class Algorithm : uint8_t { kDirect, kWinograd3, kWinograd2Taps, kWinograd4, kWinograd5 };
 enum class DType : uint8_t { kF32, kBF16 };
 
 // One 4x4, stride 2, padding 1 convolution (ho = hi / 2) or transposed convolution (ho = 2 * hi) at one size.
@@ -30,17 +30,19 @@ struct Problem {
   int32_t tile_block;  // 0: two phases through `shared`; n > 0: one phase, items of n rows of A (tiles or pixels)
 };
 
-// What a kernel needs for a problem; filled by Kernel::geometry.
+// What a kernel needs for a problem, zeros filled in by Kernel::geometry.
 struct Geometry {
   int32_t phases;
   int32_t items[2];       // per phase
   int32_t rows;           // rows of A: Winograd tiles or pixels
+  int32_t block_rows;     // of them in one block of registers, the largest
   int32_t stat_blocks;    // partial statistics per channel
   int32_t pack_items;     // independent parts of Kernel::pack
   int64_t weight_bytes;   // packed weights of the layer, all of them
   int64_t read_bytes;     // packed weights that one run reads (taps that only see padding are left out)
   int64_t shared_bytes;   // A of the two-phase schedule
   int64_t shared_read_bytes;  // of A by all items of the last phase together
+  int64_t transform_bytes;    // of A and C, each once
   int64_t scratch_bytes;  // per thread
   int64_t macs;           // multiply-adds that one run does
 };

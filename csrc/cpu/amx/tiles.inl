@@ -220,6 +220,7 @@ struct TileConvolution {
     g->read_bytes = (int64_t)live * k * p.co_stored * 2;
     g->shared_bytes = align64(f.bytes());
     g->shared_read_bytes = g->shared_bytes * cut.units;
+    g->transform_bytes = g->shared_bytes;  // C stays in tiles
     g->scratch_bytes = 8 * kTileBytes;  // two blocks of 2 x 2, or kStreamTiles
     g->macs = (int64_t)live * f.tiles * kRowsOfTile * k * p.co_stored;
   }

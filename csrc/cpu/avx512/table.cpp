@@ -2,12 +2,12 @@
 #include "../kernels.h"
 
 namespace p2p::cpu::avx512 {
-extern const Kernel kConvFirst, kConvDirect, kConvWinograd3, kConvWinograd3Taps, kConvWinograd4, kDeconvDirect,
-    kDeconvWinograd3, kDeconvWinograd3Taps, kDeconvWinograd4, kDeconvWinograd5, kDeconvLast;
+extern const Kernel kConvFirst, kConvDirect, kConvWinograd3, kConvWinograd2Taps, kConvWinograd4, kDeconvDirect,
+    kDeconvWinograd3, kDeconvWinograd2Taps, kDeconvWinograd4, kDeconvWinograd5, kDeconvLast;
 
 namespace {
-const Kernel* const kKernels[] = {&kConvFirst,       &kConvWinograd3,       &kConvWinograd3Taps, &kConvWinograd4,
-                                  &kConvDirect,      &kDeconvWinograd3,     &kDeconvWinograd3Taps, &kDeconvWinograd4,
+const Kernel* const kKernels[] = {&kConvFirst,       &kConvWinograd3,       &kConvWinograd2Taps, &kConvWinograd4,
+                                  &kConvDirect,      &kDeconvWinograd3,     &kDeconvWinograd2Taps, &kDeconvWinograd4,
                                   &kDeconvWinograd5, &kDeconvDirect,        &kDeconvLast};
 }
 

@@ -33,30 +33,34 @@ inline void gather(const Problem& p, const Source& source, int32_t channels, flo
   const int64_t column_offset = (int64_t)step * channels;
   const Vec slope = broadcast(slope_value);
 
-  for (int32_t c = 0; c < channels; c += kWidth) {
-    const Vec scale = load(source.scale + c), shift = load(source.shift + c);
-    Vec d[kSide * kSide];
-    if (inside) {
+  // By lines of A: where one lies costs more to compute than a channel of a single position.
+  for (int32_t c0 = 0; c0 < channels; c0 += E::kChunk) {
+    char* line = dst + place.offset((k0 + c0) / E::kChunk);
+#pragma GCC unroll 1
+    for (int32_t u = 0; u < E::kChunk; u += kWidth) {
+      const int32_t c = c0 + u;
+      const Vec scale = load(source.scale + c), shift = load(source.shift + c);
+      Vec d[kSide * kSide];
+      if (inside) {
 #pragma GCC unroll 6
-      for (int i = 0; i < kSide; ++i)
+        for (int i = 0; i < kSide; ++i)
 #pragma GCC unroll 6
-        for (int j = 0; j < kSide; ++j)
-          d[i * kSide + j] = activated<E>(source.data, row_offset[i] + j * column_offset + c, scale, shift, slope);
-    } else {
+          for (int j = 0; j < kSide; ++j)
+            d[i * kSide + j] = activated<E>(source.data, row_offset[i] + j * column_offset + c, scale, shift, slope);
+      } else {
 #pragma GCC unroll 6
-      for (int i = 0; i < kSide; ++i)
+        for (int i = 0; i < kSide; ++i)
 #pragma GCC unroll 6
-        for (int j = 0; j < kSide; ++j)
-          d[i * kSide + j] =
-              row_inside[i] && column_inside[j]
-                  ? activated<E>(source.data, row_offset[i] + j * column_offset + c, scale, shift, slope)
-                  : zero();
-    }
-    if constexpr (W::kPoints > 1) transform_input<W>(d);
-    const int64_t k = k0 + c;
-    char* line = dst + place.offset(k / E::kChunk);
+          for (int j = 0; j < kSide; ++j)
+            d[i * kSide + j] =
+                row_inside[i] && column_inside[j]
+                    ? activated<E>(source.data, row_offset[i] + j * column_offset + c, scale, shift, slope)
+                    : zero();
+      }
+      if constexpr (W::kPoints > 1) transform_input<W>(d);
 #pragma GCC unroll 36
-    for (int q = 0; q < kSide * kSide; ++q) E::store(line + q * position_bytes, k % E::kChunk, d[q]);
+      for (int q = 0; q < kSide * kSide; ++q) E::store(line + q * position_bytes, u, d[q]);
+    }
   }
 }
 
@@ -117,6 +121,7 @@ struct Convolution {
       for (int32_t product = 0; product < Scheme::kProducts; ++product) live += Scheme::live(p, phase, product);
     const bool two_phases = p.tile_block == 0;
     g->rows = rows;
+    g->block_rows = RowBlocks(block).size(0);
     g->phases = two_phases ? 2 : 1;
     g->items[0] = two_phases ? rows : blocks;
     g->items[1] = two_phases ? panels * Scheme::kPhases : 0;
@@ -125,7 +130,8 @@ struct Convolution {
     g->weight_bytes = (int64_t)Scheme::kPhases * Scheme::kProducts * k_of(p) * p.co_stored * E::kBytes;
     g->read_bytes = (int64_t)live * k_of(p) * p.co_stored * E::kBytes;
     g->shared_bytes = two_phases ? a_bytes(p, block) : 0;
-    g->shared_read_bytes = g->shared_bytes * g->items[1];
+    g->shared_read_bytes = g->shared_bytes / Scheme::kPositions * Scheme::kProducts * g->items[1];
+    g->transform_bytes = (a_bytes(p, block) + c_bytes(block) * panels * Scheme::kPhases) * blocks;
     g->scratch_bytes = c_bytes(block) + (two_phases ? 0 : a_bytes(p, block));
     g->macs = (int64_t)live * rows * k_of(p) * p.co_stored;
   }

@@ -1,34 +1,19 @@
-// F(3,2) with the weights transformed in registers: the packed weights are the plain 2x2 taps (a quarter of the transformed
-// ones), and the product forms position (i, j)'s weights with 0 to 3 additions on the way.
+// F(2,2) with the weights transformed in registers: the packed weights are the plain 2x2 taps (4/9 of the transformed
+// ones), and the product forms position (i, j)'s weights with 0, 1 or 3 additions on the way.
 //
-// For layers that few tiles use (8x8 and 16x16 maps: 9 tiles), reading 16 transformed matrices from memory costs more than
-// the arithmetic. The halves of F(3,2)'s weight transform move to the input transform, where they are exact.
-// Weights: [panel][phase][k][tap ty, tx][panel]. k advances in chunks that stay near the core while 16 positions read them
-// (docs/decisions/023).
+// For layers that few tiles use (16x16 maps and smaller), reading transformed matrices from memory costs more than the
+// arithmetic. F(2,2) multiplies no more there than F(3,2), whose tiles do not divide the map, and has more rows for each
+// sum of taps. Weights: [panel][phase][k][tap ty, tx][panel]. k advances in chunks that stay near the core while nine
+// positions read them (docs/decisions/023).
 
 constexpr int64_t kTapLines = 1 << kTapLinesLog2;  // lines of A in a chunk (vec.h); A is cut into the same parts
-
-// Winograd3 with scaled inputs: t1, t2 halved, so that the weights are g0, g0 + g1, g0 - g1, g1.
-struct Winograd3Taps : Winograd3 {
-  template <int kGap> static inline void input(Vec* d) {
-    Winograd3::input<kGap>(d);
-    d[kGap] = mul(d[kGap], broadcast(0.5f));
-    d[2 * kGap] = mul(d[2 * kGap], broadcast(0.5f));
-  }
-};
-
-template <int kPoint> inline Vec tap_sum(Vec g0, Vec g1) {
-  if constexpr (kPoint == 0) return g0;
-  else if constexpr (kPoint == 1) return add(g0, g1);
-  else if constexpr (kPoint == 2) return sub(g0, g1);
-  else return g1;
-}
 
 template <int kRows, int kVecs, int kPosition>
 void gemm_taps(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate,
                const char* ahead) {
   constexpr int kStride = kVecs * kWidth * 4;  // bytes of a tap
-  constexpr int kI = kPosition / 4, kJ = kPosition % 4;
+  constexpr int kI = kPosition / 3, kJ = kPosition % 3;
+  constexpr int kAhead = (kVecs * kWidth + 15) / 16 * 64;  // bytes in two steps: nine positions ask for an eighth more
   Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -38,22 +23,21 @@ void gemm_taps(const char* a, const char* b, int64_t chunks, float* c, int64_t s
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
 #pragma GCC unroll 2
     for (int k = 0; k < 16; ++k, b += 4 * kStride) {
-      if (k % 2 == 0) {
-        __builtin_prefetch(ahead, 0, 2);
-        ahead += 64 * kVecs * kWidth / 32;
-      }
+      if (k % 2 == 0)
+#pragma GCC unroll 2
+        for (int line = 0; line < kAhead; line += 64, ahead += 64) __builtin_prefetch(ahead, 0, 2);
       Vec weights[kVecs];
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
         const auto tap = [&](int t) { return F32::load_words(b + t * kStride + v * kWidth * 4); };
         const auto row = [&](int ty) {
           if constexpr (kJ == 0) return tap(2 * ty);
-          else if constexpr (kJ == 3) return tap(2 * ty + 1);
-          else return tap_sum<kJ>(tap(2 * ty), tap(2 * ty + 1));
+          else if constexpr (kJ == 2) return tap(2 * ty + 1);
+          else return add(tap(2 * ty), tap(2 * ty + 1));
         };
         if constexpr (kI == 0) weights[v] = row(0);
-        else if constexpr (kI == 3) weights[v] = row(1);
-        else weights[v] = tap_sum<kI>(row(0), row(1));
+        else if constexpr (kI == 2) weights[v] = row(1);
+        else weights[v] = add(row(0), row(1));
       }
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
@@ -79,7 +63,7 @@ using GemmTaps = void (*)(const char* a, const char* b, int64_t chunks, float* c
 template <int kRows, int kVecs, int kPosition = 0>
 inline GemmTaps gemm_taps_of_position(int32_t position) {
   if (position == kPosition) return gemm_taps<kRows, kVecs, kPosition>;
-  if constexpr (kPosition < 15) return gemm_taps_of_position<kRows, kVecs, kPosition + 1>(position);
+  if constexpr (kPosition < 8) return gemm_taps_of_position<kRows, kVecs, kPosition + 1>(position);
   return nullptr;
 }
 
@@ -90,7 +74,7 @@ inline GemmTaps choose_gemm_taps(int32_t rows, int32_t position) {
   return nullptr;
 }
 
-// The Convolution of a Winograd3Taps scheme with other weights and another product loop.
+// The Convolution of a Winograd2 scheme with other weights and another product loop.
 template <class Scheme>
 struct TapsConvolution : Convolution<F32, Scheme, kTapLinesLog2> {
   using Base = Convolution<F32, Scheme, kTapLinesLog2>;
@@ -133,12 +117,12 @@ struct TapsConvolution : Convolution<F32, Scheme, kTapLinesLog2> {
       const int64_t lines = Base::lines_of(p);
       for (int64_t line = 0; line < lines; line += kTapLines, a += Base::part_bytes(p, rows)) {
         const int64_t now = lines - line < kTapLines ? lines - line : kTapLines;
-        const char* ahead = b + now * 16 * 4 * stride_c * 4;  // the next chunk, a sixteenth for each position
-        for (int32_t q = 0; q < 16; ++q, ahead += now * 16 * stride_c)
+        const char* ahead = b + now * 16 * 4 * stride_c * 4;  // the next chunk, a part of it for each position
+        for (int32_t q = 0; q < 9; ++q, ahead += now * 8 * align64(stride_c * 4))
           for (int32_t block = 0; block < blocks.count; ++block) {
             const int32_t start = blocks.start(block), size = blocks.size(block);
             const GemmTaps product = vecs == kPanelVecs ? choose_gemm_taps<kPanelVecs>(size, q) : choose_gemm_taps<1>(size, q);
-            product(a + q * Base::position_bytes(p, rows) + start * kTapLines * 64, b, now,
+            product(a + Scheme::position(phase, q) * Base::position_bytes(p, rows) + start * kTapLines * 64, b, now,
                     c + q * matrix + start * stride_c, stride_c, line > 0, ahead);
           }
         b += now * 16 * 4 * stride_c * 4;

@@ -11,10 +11,28 @@ struct Identity {
   template <int kGap> static inline void output(const Vec* m, Vec* y) { y[0] = m[0]; }
 };
 
+// Points 0, 1, infinity: neither transform multiplies.
+struct Winograd2 {
+  static constexpr int kTile = 2, kPoints = 3;
+  // In place on d[0], d[gap], d[2 gap], ...
+  template <int kGap> static inline void input(Vec* d) {
+    d[0] = sub(d[0], d[kGap]);
+    d[2 * kGap] = sub(d[2 * kGap], d[kGap]);
+  }
+  template <int kGap> static inline void output(const Vec* m, Vec* y) {
+    y[0] = add(m[0], m[kGap]);
+    y[1] = add(m[kGap], m[2 * kGap]);
+  }
+  static inline void weights(const double g[2], double u[3]) {
+    u[0] = g[0];
+    u[1] = g[0] + g[1];
+    u[2] = g[1];
+  }
+};
+
 // Points 0, 1, -1, infinity.
 struct Winograd3 {
   static constexpr int kTile = 3, kPoints = 4;
-  // In place on d[0], d[gap], d[2 gap], ...
   template <int kGap> static inline void input(Vec* d) {
     const Vec d0 = d[0], d1 = d[kGap], d2 = d[2 * kGap], d3 = d[3 * kGap];
     d[0] = sub(d0, d2);

@@ -15,8 +15,8 @@ namespace {
 #include "../body/taps.inl"
 }  // namespace
 
-using Taps = TapsConvolution<ConvWinograd<Winograd3Taps>>;
-extern const Kernel kConvWinograd3Taps;
-const Kernel kConvWinograd3Taps = {"avx512/conv4x4s2_winograd3taps_f32", Op::kConv, Algorithm::kWinograd3Taps, DType::kF32,
+using Taps = TapsConvolution<ConvWinograd<Winograd2>>;
+extern const Kernel kConvWinograd2Taps;
+const Kernel kConvWinograd2Taps = {"avx512/conv4x4s2_winograd2taps_f32", Op::kConv, Algorithm::kWinograd2Taps, DType::kF32,
                                  Taps::geometry, Taps::pack, Taps::run};
 }  // namespace p2p::cpu::avx512

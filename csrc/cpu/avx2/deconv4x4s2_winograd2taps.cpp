@@ -15,8 +15,8 @@ namespace {
 #include "../body/taps.inl"
 }  // namespace
 
-using Taps = TapsConvolution<DeconvWinograd<Winograd3Taps>>;
-extern const Kernel kDeconvWinograd3Taps;
-const Kernel kDeconvWinograd3Taps = {"avx2/deconv4x4s2_winograd3taps_f32", Op::kDeconv, Algorithm::kWinograd3Taps, DType::kF32,
+using Taps = TapsConvolution<DeconvWinogradPhases<Winograd2>>;
+extern const Kernel kDeconvWinograd2Taps;
+const Kernel kDeconvWinograd2Taps = {"avx2/deconv4x4s2_winograd2taps_f32", Op::kDeconv, Algorithm::kWinograd2Taps, DType::kF32,
                                  Taps::geometry, Taps::pack, Taps::run};
 }  // namespace p2p::cpu::avx2

@@ -4,19 +4,19 @@
 
 #include "../kernels.h"
 
-namespace p2p::cpu::avx512 {
+namespace p2p::cpu::avx2 {
 namespace {
 #include "vec.h"
 
 #include "../body/gemm.inl"
 #include "../body/winograd.inl"
 #include "../body/convolution.inl"
-#include "../body/deconv4x4s2.inl"
+#include "../body/conv4x4s2.inl"
 #include "../body/taps.inl"
 }  // namespace
 
-using Taps = TapsConvolution<DeconvWinograd<Winograd3Taps>>;
-extern const Kernel kDeconvWinograd3Taps;
-const Kernel kDeconvWinograd3Taps = {"avx512/deconv4x4s2_winograd3taps_f32", Op::kDeconv, Algorithm::kWinograd3Taps, DType::kF32,
+using Taps = TapsConvolution<ConvWinograd<Winograd2>>;
+extern const Kernel kConvWinograd2Taps;
+const Kernel kConvWinograd2Taps = {"avx2/conv4x4s2_winograd2taps_f32", Op::kConv, Algorithm::kWinograd2Taps, DType::kF32,
                                  Taps::geometry, Taps::pack, Taps::run};
-}  // namespace p2p::cpu::avx512
+}  // namespace p2p::cpu::avx2

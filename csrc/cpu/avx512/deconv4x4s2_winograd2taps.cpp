@@ -4,19 +4,19 @@
 
 #include "../kernels.h"
 
-namespace p2p::cpu::avx2 {
+namespace p2p::cpu::avx512 {
 namespace {
 #include "vec.h"
 
 #include "../body/gemm.inl"
 #include "../body/winograd.inl"
 #include "../body/convolution.inl"
-#include "../body/conv4x4s2.inl"
+#include "../body/deconv4x4s2.inl"
 #include "../body/taps.inl"
 }  // namespace
 
-using Taps = TapsConvolution<ConvWinograd<Winograd3Taps>>;
-extern const Kernel kConvWinograd3Taps;
-const Kernel kConvWinograd3Taps = {"avx2/conv4x4s2_winograd3taps_f32", Op::kConv, Algorithm::kWinograd3Taps, DType::kF32,
+using Taps = TapsConvolution<DeconvWinogradPhases<Winograd2>>;
+extern const Kernel kDeconvWinograd2Taps;
+const Kernel kDeconvWinograd2Taps = {"avx512/deconv4x4s2_winograd2taps_f32", Op::kDeconv, Algorithm::kWinograd2Taps, DType::kF32,
                                  Taps::geometry, Taps::pack, Taps::run};
-}  // namespace p2p::cpu::avx2
+}  // namespace p2p::cpu::avx512
