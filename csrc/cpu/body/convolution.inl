@@ -64,15 +64,16 @@ inline void gather(const Problem& p, const Source& source, int32_t channels, flo
   }
 }
 
-// Running statistics of one vector of channels over an item.
+// Running statistics of one vector of channels over an item: deviations from `shift`, its first value.
 struct Statistics {
-  Vec shift, sum, squares;
+  Vec shift = zero(), sum = zero(), squares = zero();
   int32_t count = 0;
   inline void take(Vec y) {
-    if (count++ == 0) {
-      shift = y;
-      sum = squares = zero();
-    }
+    if (count++ == 0) shift = y;
+    deviate(y);
+  }
+  // For who sets the shift and counts.
+  inline void deviate(Vec y) {
     const Vec d = sub(y, shift);
     sum = add(sum, d);
     squares = fma(d, d, squares);
@@ -85,6 +86,16 @@ struct Statistics {
     store(stats, count ? add(shift, offset) : zero());
     store(stats + co_stored, deviations);
     store(stats + 2 * (int64_t)co_stored, n);
+  }
+};
+
+// Outputs origin + step * i, 0 <= i < tile, that lie inside [0, size): those of [first, end).
+struct Inside {
+  int32_t first, end;
+  Inside(int32_t origin, int32_t step, int32_t tile, int32_t size) {
+    first = origin < 0 ? (step - 1 - origin) / step : 0;
+    end = (size - origin + step - 1) / step;
+    if (end > tile) end = tile;
   }
 };
 
@@ -232,6 +243,8 @@ struct Convolution {
     Vec bias[kVecs];
     for (int v = 0; v < kVecs; ++v) bias[v] = args.bias ? load(args.bias + channel + v * kWidth) : zero();
     Statistics statistics[kVecs];
+    void* const dst = args.dst;  // copies: stores to dst could change what args and p point to
+    const int32_t wo = p.wo, co_stored = p.co_stored;
     for (int32_t r = 0; r < rows; ++r) {
       int32_t y0, x0;
       Scheme::origin(p, base + r, phase, &y0, &x0);
@@ -244,26 +257,34 @@ struct Convolution {
         if constexpr (n > 1) transform_output<W>(m, y[v]);
         else y[v][0] = m[0];
       }
-#pragma GCC unroll 5
-      for (int i = 0; i < t; ++i) {
-        const int32_t row = y0 + i * Scheme::kStep;
-        if (row < 0 || row >= p.ho) continue;
-#pragma GCC unroll 5
-        for (int j = 0; j < t; ++j) {
-          const int32_t column = x0 + j * Scheme::kStep;
-          if (column < 0 || column >= p.wo) continue;
+      const Inside i_in(y0, Scheme::kStep, t, p.ho), j_in(x0, Scheme::kStep, t, wo);
+      if (i_in.first >= i_in.end || j_in.first >= j_in.end) continue;
+      for (int v = 0; v < kVecs; ++v) {
+        if (statistics[v].count == 0) statistics[v].shift = add(y[v][i_in.first * t + j_in.first], bias[v]);
+        statistics[v].count += (i_in.end - i_in.first) * (j_in.end - j_in.first);
+      }
+      const auto put = [&](int i, int j) {
+        const int64_t pixel = (int64_t)(y0 + i * Scheme::kStep) * wo + x0 + j * Scheme::kStep;
 #pragma GCC unroll 2
-          for (int v = 0; v < kVecs; ++v) {
-            const Vec value = add(y[v][i * t + j], bias[v]);
-            E::store(args.dst, ((int64_t)row * p.wo + column) * p.co_stored + channel + v * kWidth, value);
-            if (args.stats) statistics[v].take(value);
-          }
+        for (int v = 0; v < kVecs; ++v) {
+          const Vec value = add(y[v][i * t + j], bias[v]);
+          E::store(dst, pixel * co_stored + channel + v * kWidth, value);
+          statistics[v].deviate(value);
         }
+      };
+      if (i_in.end - i_in.first == t && j_in.end - j_in.first == t) {
+#pragma GCC unroll 5
+        for (int i = 0; i < t; ++i)
+#pragma GCC unroll 5
+          for (int j = 0; j < t; ++j) put(i, j);
+      } else {
+        for (int i = i_in.first; i < i_in.end; ++i)
+          for (int j = j_in.first; j < j_in.end; ++j) put(i, j);
       }
     }
     if (args.stats)
       for (int v = 0; v < kVecs; ++v)
-        statistics[v].write(args.stats + (int64_t)stat_block * 3 * p.co_stored + channel + v * kWidth, p.co_stored);
+        statistics[v].write(args.stats + (int64_t)stat_block * 3 * co_stored + channel + v * kWidth, co_stored);
   }
 
   static void run(const Problem& p, const Args& args, int32_t phase, int32_t item, void* scratch) {
