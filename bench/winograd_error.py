@@ -14,13 +14,14 @@ from fractions import Fraction
 import numpy as np
 
 POINTS = {
-    "F(5,2)  0 +-1/2 +-3/2": [0, Fraction(1, 2), Fraction(-1, 2), Fraction(3, 2), Fraction(-3, 2)],
-    "F(2,2)  0 -1": [0, -1],
+    "F(2,2)  0 1": [0, 1],
     "F(3,2)  0 1 -1": [0, 1, -1],
     "F(4,2)  0 1 -1 1/2": [0, 1, -1, Fraction(1, 2)],
-    "F(4,2)  0 1 -1 2": [0, 1, -1, 2],
     "F(4,2)  0 -1 1/2 2": [0, -1, Fraction(1, 2), 2],
+    "F(4,2)  0 1 -1/2 -2": [0, 1, Fraction(-1, 2), -2],
     "F(5,2)  0 1 -1 1/2 2": [0, 1, -1, Fraction(1, 2), 2],
+    "F(5,2)  0 +-1/2 +-3/2": [0, Fraction(1, 2), Fraction(-1, 2), Fraction(3, 2), Fraction(-3, 2)],
+    "F(5,2)  0 1 -1 1/2 -2": [0, 1, -1, Fraction(1, 2), -2],
 }
 
 

@@ -10,11 +10,11 @@ from the data at hand (absolute values through every stage), in units of u.
     F(3x3,2x2)    weights: sums of four taps over 4; input and output: additions        u = 1/4
     F(4x4,2x2)    weights hold ninths in each axis: multiples of 81 make them integers  (1)
                   input: halves in each axis                                            (1/4)
-                  output: m2 is a whole number in its axis (its input row is -2 -1 1) and is divided
+                  output: m2 is a whole number in its axis (its input row is -2 1 1) and is divided
                   by at most 8; the halves of the other rows are multiplied by 1, 2, 4, 8  u = 1/64
     2taps         F(2x2,2x2): additions everywhere                                      u = 1
-    F(5x5,2x2)    sixteenths twice and ninths in each axis: more digits than a float32 has. Not exact;
-                  the outputs must be within 1/4 of the whole numbers, and `largest_intermediate`
+    F(5x5,2x2)    weights hold fifteenths in each axis, outputs sixteenths: more digits than a float32
+                  has beside the sums. Not exact; the outputs must be within 1/4 of the whole numbers, and `largest_intermediate`
                   proves from the data that rounding alone cannot exceed that
     slope 1/4     activations are quarters: u is four times smaller
 
@@ -80,37 +80,39 @@ FILTERS = {
     "winograd4": Filter(
         bt=np.array(
             [
-                [1, -1.5, -1.5, 1, 0],
-                [0, 1, -2.5, 1, 0],
-                [0, -2, -1, 1, 0],
-                [0, -0.5, 0.5, 1, 0],
-                [0, 1, -1.5, -1.5, 1],
+                [1, 1.5, -1.5, -1, 0],
+                [0, 1, 2.5, 1, 0],
+                [0, -2, 1, 1, 0],
+                [0, -0.5, -0.5, 1, 0],
+                [0, -1, -1.5, 1.5, 1],
             ]
         ),
-        g=np.array([[9, 0], [-2, 2], [-8, -4], [1, 2], [0, 9]]) / 9,
-        at=np.array([[1, 1, 1, 1, 0], [0, -1, 0.5, 2, 0], [0, 1, 0.25, 4, 0], [0, -1, 1 / 8, 8, 1]]),
+        g=np.array([[9, 0], [2, 2], [8, -4], [-1, 2], [0, 9]]) / 9,
+        at=np.array(
+            [[1, 1, 1, 1, 0], [0, 1, -0.5, -2, 0], [0, 1, 0.25, 4, 0], [0, 1, -1 / 8, -8, 1]]
+        ),
         sum_units=4,
         out_units=64,
     ),
     "winograd5": Filter(
         bt=np.array(
             [
-                [9 / 16, 0, -2.5, 0, 1, 0],
-                [0, -9 / 8, -9 / 4, 0.5, 1, 0],
-                [0, 9 / 8, -9 / 4, -0.5, 1, 0],
-                [0, -3 / 8, -1 / 4, 1.5, 1, 0],
-                [0, 3 / 8, -1 / 4, -1.5, 1, 0],
-                [0, 9 / 16, 0, -2.5, 0, 1],
+                [1, -1.5, -2, 1.5, 1, 0],
+                [0, -1, 0.5, 2.5, 1, 0],
+                [0, 1, -2.5, 0.5, 1, 0],
+                [0, -2, -1, 2, 1, 0],
+                [0, 0.5, -1, -0.5, 1, 0],
+                [0, 1, -1.5, -2, 1.5, 1],
             ]
         ),
-        g=np.array([[16, 0], [-9, -4.5], [-9, 4.5], [1, 1.5], [1, -1.5], [0, 9]]) / 9,
+        g=np.array([[15, 0], [5, 5], [-5, 5], [-16, -8], [1, -2], [0, 15]]) / 15,
         at=np.array(
             [
                 [1, 1, 1, 1, 1, 0],
-                [0, 1 / 2, -1 / 2, 3 / 2, -3 / 2, 0],
-                [0, 1 / 4, 1 / 4, 9 / 4, 9 / 4, 0],
-                [0, 1 / 8, -1 / 8, 27 / 8, -27 / 8, 0],
-                [0, 1 / 16, 1 / 16, 81 / 16, 81 / 16, 1],
+                [0, 1, -1, 1 / 2, -2, 0],
+                [0, 1, 1, 1 / 4, 4, 0],
+                [0, 1, -1, 1 / 8, -8, 0],
+                [0, 1, 1, 1 / 16, 16, 1],
             ]
         ),
         sum_units=None,

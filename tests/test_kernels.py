@@ -258,6 +258,25 @@ def test_tanh_of_every_magnitude() -> None:
         assert error.max() <= 2e-7 + 2.0**-24, f"{kernel}: {error.max()} at {bias[error.argmax() % len(bias)]}"
 
 
+@pytest.mark.parametrize("kernel", STATISTICS)
+def test_a_flat_area_stays_flat(kernel: str) -> None:
+    """Bit for bit, in each output phase: a norm may divide what is not flat by 1/316."""
+    need(kernel)
+    case = real_case(kernel, 14, SEED)
+    channels = case.weight.shape[1 if case.down else 0]
+    rng = np.random.default_rng(SEED)
+    flat = np.tile(rng.standard_normal(channels).astype(np.float32), (32, 36, 1))
+    case = replace(case, src=flat, skip=None, bias=None, scale=None, shift=None)
+    dst = case.run()["dst"]
+    step = 1 if case.down else 2
+    inner = dst[5 * step : -5 * step, 5 * step : -5 * step]  # of tiles that see no padding
+    for y in range(step):
+        for x in range(step):
+            area = inner[y::step, x::step].reshape(-1, case.co)
+            assert abs(area).max() > 0
+            assert np.all(area == area[0]), f"{kernel}: {abs(area - area[0]).max()}"
+
+
 # Statistics
 
 

@@ -8,7 +8,7 @@
 //   Output       the transform from C to a tile of outputs
 //
 // Weights: [panel of output channels][phase][product][k][panel]. Statistics are taken where outputs are in registers,
-// shifted by the item's first output so that a large mean costs no digits, and merged in double by the backend.
+// shifted by one of the item's outputs so that a large mean costs no digits, and merged in double by the backend.
 
 template <class E> inline Vec activated(const void* data, int64_t i, Vec scale, Vec shift, Vec slope) {
   const Vec x = fma(E::load(data, i), scale, shift);
@@ -64,7 +64,7 @@ inline void gather(const Problem& p, const Source& source, int32_t channels, flo
   }
 }
 
-// Running statistics of one vector of channels over an item: deviations from `shift`, its first value.
+// Running statistics of one vector of channels over an item: deviations from `shift`, one of its values.
 struct Statistics {
   Vec shift = zero(), sum = zero(), squares = zero();
   int32_t count = 0;
@@ -245,7 +245,8 @@ struct Convolution {
     Statistics statistics[kVecs];
     void* const dst = args.dst;  // copies: stores to dst could change what args and p point to
     const int32_t wo = p.wo, co_stored = p.co_stored;
-    for (int32_t r = 0; r < rows; ++r) {
+    // From the middle on, so that the shift is not a value of the picture's border, far from all others.
+    for (int32_t k = 0, r = rows / 2; k < rows; ++k, r = r + 1 < rows ? r + 1 : 0) {
       int32_t y0, x0;
       Scheme::origin(p, base + r, phase, &y0, &x0);
       Vec y[kVecs][t * t];
@@ -259,9 +260,12 @@ struct Convolution {
       }
       const Inside i_in(y0, Scheme::kStep, t, p.ho), j_in(x0, Scheme::kStep, t, wo);
       if (i_in.first >= i_in.end || j_in.first >= j_in.end) continue;
+      Statistics tile[kVecs];  // of its own: thousands of equal deviations in one sum all round the same way
       for (int v = 0; v < kVecs; ++v) {
-        if (statistics[v].count == 0) statistics[v].shift = add(y[v][i_in.first * t + j_in.first], bias[v]);
+        const int middle = (i_in.first + i_in.end) / 2 * t + (j_in.first + j_in.end) / 2;
+        if (statistics[v].count == 0) statistics[v].shift = add(y[v][middle], bias[v]);
         statistics[v].count += (i_in.end - i_in.first) * (j_in.end - j_in.first);
+        tile[v].shift = statistics[v].shift;
       }
       const auto put = [&](int i, int j) {
         const int64_t pixel = (int64_t)(y0 + i * Scheme::kStep) * wo + x0 + j * Scheme::kStep;
@@ -269,7 +273,7 @@ struct Convolution {
         for (int v = 0; v < kVecs; ++v) {
           const Vec value = add(y[v][i * t + j], bias[v]);
           E::store(dst, pixel * co_stored + channel + v * kWidth, value);
-          statistics[v].deviate(value);
+          tile[v].deviate(value);
         }
       };
       if (i_in.end - i_in.first == t && j_in.end - j_in.first == t) {
@@ -280,6 +284,10 @@ struct Convolution {
       } else {
         for (int i = i_in.first; i < i_in.end; ++i)
           for (int j = j_in.first; j < j_in.end; ++j) put(i, j);
+      }
+      for (int v = 0; v < kVecs; ++v) {
+        statistics[v].sum = add(statistics[v].sum, tile[v].sum);
+        statistics[v].squares = add(statistics[v].squares, tile[v].squares);
       }
     }
     if (args.stats)
