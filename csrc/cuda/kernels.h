@@ -78,6 +78,12 @@ struct LayerArgs {
   float* affine;         // [n][2][co_stored]
 
   const uint64_t* dropout;  // {seed, frame of the first image}; null: off
+
+  // A stream kernel (stream.cuh): `cluster` blocks share the depth by channels, and dst becomes the normalised map. 0: a
+  // kernel of layer.cuh, and dst the raw one.
+  int32_t cluster;
+  int32_t planes;        // slices of 64 channels that a block has at most
+  int32_t stage_slices;  // slices of weights that arrive together
 };
 
 struct TileShape {
@@ -94,6 +100,7 @@ P2P_BOTH constexpr TileShape tile_shape(Tile tile) {
 }
 constexpr int32_t kSliceBytes = 128;  // of depth: 64 16-bit values or 32 floats
 
+// Of a kernel of layer.cuh.
 constexpr int32_t shared_bytes(Tile tile) {
   const TileShape s = tile_shape(tile);
   const int32_t loop = (2 * s.bm + s.stages * s.bn) * kSliceBytes;
@@ -101,18 +108,46 @@ constexpr int32_t shared_bytes(Tile tile) {
   return loop > end ? loop : end;
 }
 
-// A kernel of layer.cuh; called by the launch of cudart or of the host shim.
+// Where things lie in the shared memory of a stream kernel; its ring of weights comes first.
+constexpr int32_t kStreamStages = 4;
+struct StreamShared {
+  int32_t patch;    // [plane][pixel of the input maps] slices, and one of zeros
+  int32_t inbox;    // [rank][phase][pixel][bn / cluster] f32: what the cluster's blocks found for this block's columns
+  int32_t scratch;  // a float a thread
+  int32_t end;
+};
+P2P_BOTH constexpr StreamShared stream_shared(const LayerArgs& a, Tile tile) {
+  const int32_t bn = tile_shape(tile).bn;
+  StreamShared s{};
+  s.patch = kStreamStages * a.stage_slices * bn * kSliceBytes;
+  s.inbox = s.patch + (a.planes * a.n * a.hi * a.wi + 1) * kSliceBytes;
+  s.scratch = s.inbox + a.phases * a.n * a.mh * a.mw * bn * 4;
+  s.end = s.scratch + kThreads * 4;
+  return s;
+}
+
+// A kernel of layer.cuh or stream.cuh; called by the launch of cudart or of the host shim. Null where there is none.
 using LayerKernel = void (*)(const LayerArgs);
 LayerKernel layer_f32(Kind kind, Tile tile);
 LayerKernel layer_f16(Kind kind, Tile tile);
 LayerKernel layer_bf16(Kind kind, Tile tile);
+LayerKernel stream_f16(Kind kind, Tile tile);
+LayerKernel stream_bf16(Kind kind, Tile tile);
 
 struct Launch {
   Kind kind;
   DType dtype;
   Tile tile;
-  int32_t grid_x, grid_y, grid_z;  // row tiles, column tiles, phases * splits
+  int32_t grid_x, grid_y, grid_z;  // row tiles, column tiles, phases * splits; of a stream kernel: cluster, column tiles, 1
   LayerArgs args;
 };
+
+inline LayerKernel kernel_of(DType dtype, Kind kind, Tile tile, bool stream) {
+  if (stream) return dtype == DType::kF16 ? stream_f16(kind, tile) : dtype == DType::kBF16 ? stream_bf16(kind, tile) : nullptr;
+  return dtype == DType::kF16 ? layer_f16(kind, tile) : dtype == DType::kF32 ? layer_f32(kind, tile) : layer_bf16(kind, tile);
+}
+inline int32_t shared_bytes(const Launch& launch) {
+  return launch.args.cluster ? stream_shared(launch.args, launch.tile).end : shared_bytes(launch.tile);
+}
 
 }  // namespace p2p::cuda
