@@ -145,34 +145,48 @@ def make(kind: str, s: Shape, integers: bool) -> tuple[dict[str, np.ndarray], di
     return arrays, ints
 
 
-def check_affine(
-    got: np.ndarray, y: torch.Tensor, arrays: dict[str, np.ndarray], eps: float
-) -> None:
-    """got (n, 2, stored) against the norm of y (n, c, h, w), the exact sums of the layer.
+class Norm(NamedTuple):
+    """Scale and shift of a norm, (n, c), and how far a float32 one may be off."""
 
-    A mean is a sum of at most 64 terms, divided, times its count, summed over the tiles' entries and
-    divided: (64 + entries + 4) u of the largest value. Squared deviations lose as much once more and
-    see the mean's error twice, all over the variance."""
-    n, c = y.shape[:2]
+    scale: torch.Tensor
+    shift: torch.Tensor
+    of_scale: torch.Tensor
+    of_shift: torch.Tensor
+
+
+def norm_of(y: torch.Tensor, arrays: dict[str, np.ndarray], eps: float, terms: float) -> Norm:
+    """Of y (n, c, h, w), the exact sums of the layer.
+
+    A mean loses `terms` u of the largest value. Squared deviations lose as much once more and see the
+    mean's error twice, all over the variance."""
     var, mean = torch.var_mean(y, (2, 3), correction=0)
     gamma, beta = (torch.from_numpy(arrays[k].astype(np.float64)) for k in ("gamma", "beta"))
     constant = var == 0
     scale = torch.where(constant, 0.0, gamma / torch.sqrt(var + eps))
     shift = torch.where(constant, beta, beta - mean * scale)
-    terms = (64 + y.shape[2] * y.shape[3] / 16 + 4) * U
-    largest = y.abs().amax((2, 3))
-    of_mean = terms * largest
+    of_mean = terms * U * y.abs().amax((2, 3))
     deviation = torch.sqrt(var + eps)
-    relative = terms + of_mean / deviation * 2 + (of_mean / deviation) ** 2 + 4 * U
-    bound_scale = relative * scale.abs() + 1e-30
-    bound_shift = (
+    relative = terms * U + of_mean / deviation * 2 + (of_mean / deviation) ** 2 + 4 * U
+    of_scale = relative * scale.abs() + 1e-30
+    of_shift = (
         of_mean * scale.abs()
-        + mean.abs() * bound_scale
+        + mean.abs() * of_scale
         + 4 * U * (beta.abs() + (mean * scale).abs())
+        + 1e-30
     )
+    return Norm(scale, shift, of_scale, of_shift)
+
+
+def check_affine(
+    got: np.ndarray, y: torch.Tensor, arrays: dict[str, np.ndarray], eps: float
+) -> None:
+    """got (n, 2, stored) against the norm of y. A mean is a sum of at most 64 terms, divided, times its
+    count, summed over the tiles' entries and divided: 64 + entries + 4 terms."""
+    c = y.shape[1]
+    norm = norm_of(y, arrays, eps, 64 + y.shape[2] * y.shape[3] / 16 + 4)
     got64 = torch.from_numpy(got[:, :, :c].astype(np.float64))
-    assert bool(((got64[:, 0] - scale).abs() <= bound_scale).all())
-    assert bool(((got64[:, 1] - shift).abs() <= bound_shift + 1e-30).all())
+    assert bool(((got64[:, 0] - norm.scale).abs() <= norm.of_scale).all())
+    assert bool(((got64[:, 1] - norm.shift).abs() <= norm.of_shift).all())
     assert not got[:, :, c:].any()  # padded channels stay zero in the next layer
 
 

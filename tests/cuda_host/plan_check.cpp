@@ -26,13 +26,14 @@ Network net(int32_t depth, int32_t ngf) {
 
 }  // namespace
 
-extern "C" void p2p_plan_of(int depth, int ngf, int dtype, int n, int h, int w, int sms, char* said, int size) {
-  std::snprintf(said, size, "%s", cuda::hazard(cuda::make_plan(net(depth, ngf), (cuda::DType)dtype, n, h, w, sms)).c_str());
+extern "C" void p2p_plan_of(int depth, int ngf, int dtype, int n, int h, int w, int sms, int shared, char* said, int size) {
+  const cuda::Limits limits{sms, shared, shared};
+  std::snprintf(said, size, "%s", cuda::hazard(cuda::make_plan(net(depth, ngf), (cuda::DType)dtype, n, h, w, limits)).c_str());
 }
 
 extern "C" void p2p_plan_check(const char* planted, char* said, int size) {
   const std::string fault = planted;
-  cuda::Plan plan = cuda::make_plan(net(5, 64), cuda::DType::kF16, 1, 64, 64, 132);
+  cuda::Plan plan = cuda::make_plan(net(5, 64), cuda::DType::kF16, 1, 64, 64, {132});
   std::vector<cuda::Step>& steps = plan.steps;
   if (fault == "a kernel that waits for none") steps[4].waits_for = -1;
   if (fault == "a kernel that waits too early") steps[6].waits_for = 4;
