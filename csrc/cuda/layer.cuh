@@ -100,7 +100,8 @@ P2P_DEVICE Vec16 pack_vec(const float* values) {
 
 // What the layer makes of 16 bytes of a source, at channel c of pixel (y, x): norm, dropout, activation, rounding.
 template <DType kType>
-P2P_DEVICE Vec16 prepared(const LayerArgs& a, const Source& s, int32_t image, int32_t y, int32_t x, int32_t c, const Vec16& raw) {
+P2P_DEVICE Vec16 prepared(const LayerArgs& a, const Source& s, int32_t image, int32_t y, int32_t x, int32_t c, const Vec16& raw,
+                          bool dropout) {
   float v[kVec<kType>];
   unpack_vec<kType>(raw, v);
   if (s.affine) {
@@ -115,7 +116,7 @@ P2P_DEVICE Vec16 prepared(const LayerArgs& a, const Source& s, int32_t image, in
     for (int32_t j = 0; j < kVec<kType>; ++j)
       v[j] = fused(v[j], bits_float(scale[j / 4].word[j % 4]), bits_float(shift[j / 4].word[j % 4]));
   }
-  if (s.dropout_layer >= 0 && a.dropout) {
+  if (dropout) {
     const int64_t pixel = (int64_t)y * a.wi + x;
 #pragma unroll
     for (int32_t j = 0; j < kVec<kType>; ++j)
@@ -127,6 +128,8 @@ P2P_DEVICE Vec16 prepared(const LayerArgs& a, const Source& s, int32_t image, in
   for (int32_t j = 0; j < kVec<kType>; ++j) v[j] = max_of(v[j], a.slope * v[j]);
   return pack_vec<kType>(v);
 }
+
+P2P_DEVICE bool drops(const LayerArgs& a, const Source& s) { return s.dropout_layer >= 0 && a.dropout; }
 
 // Of a channel's mean and variance; one that is constant but for the rounding of its mean comes out as beta.
 struct ScaleShift {
@@ -232,7 +235,7 @@ struct Pixels {
 #pragma unroll
       for (int32_t i = 0; i < kRows; ++i) {
         if (!(inside >> i & 1)) continue;
-        raw[i] = prepared<kType>(a, s, image[i], y[i] + at.th, x[i] + at.tw, c, raw[i]);
+        raw[i] = prepared<kType>(a, s, image[i], y[i] + at.th, x[i] + at.tw, c, raw[i], drops(a, s));
       }
     }
 #pragma unroll

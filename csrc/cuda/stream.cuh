@@ -66,23 +66,28 @@ P2P_DEVICE void load_patch(const LayerArgs& a, const Share& share, char* patch) 
     const bool second = at >= pieces0, any = mine < share.count;
     const Source& s = a.src[second];
     const int32_t c = (at - (second ? pieces0 : 0)) * kVec<kType>;
-    for (int32_t begin = row0; begin < pixels; begin += kAtOnce * kRows) {
+    const auto fetched = [&](int32_t pixel) {
+      if (!any || pixel >= pixels) return Vec16{};
+      return load16((const char*)s.data + ((int64_t)pixel * s.channels + c) * (16 / kVec<kType>));
+    };
+    const auto put = [&](int32_t pixel, const Vec16& raw, bool dropout) {
+      if (pixel >= pixels) return;
+      const int32_t image = pixel / in_image, y = (pixel - image * in_image) / a.wi, x = pixel % a.wi;
+      shared_store16(patch + patch_offset<kKind>(plane * pixels + pixel, piece),
+                     any ? prepared<kType>(a, s, image, y, x, c, raw, dropout) : raw);
+    };
+    if (drops(a, s)) {  // rare and long: one by one
+#pragma unroll 1
+      for (int32_t pixel = row0; pixel < pixels; pixel += kRows) put(pixel, fetched(pixel), true);
+      continue;
+    }
+#pragma unroll 1
+    for (int32_t first = row0; first < pixels; first += kAtOnce * kRows) {
       Vec16 raw[kAtOnce];
 #pragma unroll
-      for (int32_t i = 0; i < kAtOnce; ++i) {
-        const int32_t pixel = begin + i * kRows;
-        raw[i] = {};
-        if (any && pixel < pixels)
-          raw[i] = load16((const char*)s.data + ((int64_t)pixel * s.channels + c) * (16 / kVec<kType>));
-      }
+      for (int32_t i = 0; i < kAtOnce; ++i) raw[i] = fetched(first + i * kRows);
 #pragma unroll
-      for (int32_t i = 0; i < kAtOnce; ++i) {
-        const int32_t pixel = begin + i * kRows;
-        if (pixel >= pixels) continue;
-        const int32_t image = pixel / in_image, y = (pixel - image * in_image) / a.wi, x = pixel % a.wi;
-        shared_store16(patch + patch_offset<kKind>(plane * pixels + pixel, piece),
-                       any ? prepared<kType>(a, s, image, y, x, c, raw[i]) : raw[i]);
-      }
+      for (int32_t i = 0; i < kAtOnce; ++i) put(first + i * kRows, raw[i], false);
     }
   }
   if (row0 == 0) shared_store16(patch + patch_offset<kKind>(a.planes * pixels, piece), {});
