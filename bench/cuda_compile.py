@@ -54,9 +54,9 @@ def architectures() -> list[int]:
 
 def kernel_name(mangled: str) -> str:
     """conv_64x32 of ...layer_kernel...TileE1...KindE1..., conv_stream_64x32 of stream_kernel."""
-    stream = "_stream" if "stream_kernel" in mangled.split("EEE")[0] else ""
+    form = re.search(r"\d(layer|patch|stream)_kernelI", mangled)[1]  # type: ignore[index]
     tile, kind = (int(re.search(rf"{what}E(\d)", mangled)[1]) for what in ("Tile", "Kind"))  # type: ignore[index]
-    return f"{KINDS[kind]}{stream}_{TILES[tile]}"
+    return f"{KINDS[kind]}{'' if form == 'layer' else f'_{form}'}_{TILES[tile]}"
 
 
 def compiled(arch: int, dtype: str) -> list[dict[str, Any]]:

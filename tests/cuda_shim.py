@@ -107,7 +107,7 @@ def run_net(
 
 
 INTS = [
-    "kind", "dtype", "tile", "n", "hi", "wi", "c0", "c1", "co", "splits", "cluster", "stage_slices",
+    "kind", "dtype", "tile", "n", "hi", "wi", "c0", "c1", "co", "splits", "cluster", "stage_slices", "patch",
     "picture_h", "picture_w", "pixel_bytes", "tanh", "norm", "dropout0", "dropout1", "seed",
 ]  # fmt: skip
 POINTERS = [
@@ -116,7 +116,7 @@ POINTERS = [
 ]  # fmt: skip
 
 
-RAN = ["ran_splits", "ran_tile", "ran_cluster", "ran_stage_slices"]
+RAN = ["ran_splits", "ran_tile", "ran_cluster", "ran_stage_slices", "ran_patch"]
 
 
 class Layer(ctypes.Structure):
@@ -135,10 +135,11 @@ def run_layer(
     slope: float = 1.0, eps: float = 1e-5, **ints: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The layer's "out" (n, ho, wo, stored) or "picture", its "affine" (n, 2, stored), and the "splits",
-    "tile", "cluster" and "stage_slices" that ran. `arrays` and `ints` by HostLayer's names, maps
-    float32 NHWC."""
+    "tile", "cluster", "stage_slices" and "patch" that ran. `tile` "64x64 patch" is patch.cuh's kernel.
+    `arrays` and `ints` by HostLayer's names, maps float32 NHWC."""
     layer = Layer(slope=slope, eps=eps, kind=KINDS[kind], dtype=DTYPES[dtype])
-    layer.tile = -1 if tile is None else TILES[tile]
+    layer.tile = -1 if tile is None else TILES[tile.removesuffix(" patch")]
+    layer.patch = tile is not None and tile.endswith(" patch")
     layer.dropout0 = layer.dropout1 = -1
     for name, value in ints.items():
         setattr(layer, name, value)

@@ -44,7 +44,7 @@ FAULTS = {
         "const int64_t pixel = (int64_t)(image[i] * a.hi + yy + a.n * a.hi) * a.wi + xx;",
         "read outside the buffers"),
     "a write outside the map": Fault(
-        "if (image >= a.n || pixel >= pixels) continue;", "if (image >= a.n) continue;",
+        "image = row < rows.rows ? block_x() / a.tiles_per_image : a.n;", "image = block_x() / a.tiles_per_image;",
         "write outside the buffers|another block writes|another thread of the block writes"),
     "weights asked for outside": Fault(
         "column < a.columns && weight_at.th < live.h1;", "weight_at.th < live.h1;",
@@ -158,6 +158,35 @@ STREAM_FAULTS = {
     "no barrier behind the norm": Fault(
         "  }\n  sync_block();\n}\n", "  }\n}\n", "race: .*word of shared memory"),
 }  # fmt: skip
+# And of patch.cuh.
+PATCH_FAULTS = {
+    "no barrier in front of a slice": Fault(
+        "        sync_block();  // slice s and", "        // slice s and", "race: .*word of shared memory"),
+    "a wait for one copy too few": Fault(
+        "copy_wait<shape.stages - 2>();", "copy_wait<shape.stages - 1>();", "race: .*word of shared memory"),
+    "one patch for two": Fault(
+        "pixels.put(a, patches + (plane + 1 - begin) % 2 * kPatchBytes);", "pixels.put(a, patches);",
+        "race: .*word of shared memory"),
+    "pixels read before grid_wait": Fault(
+        "  sums.clear();\n  grid_wait();", "  sums.clear();\n  pixels.fetch(a, begin);\n  grid_wait();",
+        "read before grid_wait of what another kernel may still write"),
+    "a patch beyond the map": Fault(
+        "if (pixel < kPixels && (uint32_t)yy < (uint32_t)a.hi &&", "if (pixel < kPixels && yy >= 0 &&",
+        "read outside the buffers"),
+    "a patch behind its end": Fault(
+        "if (pixel < kPixels) shared_store16(", "shared_store16(", "race: .*word of shared memory"),
+    "channels beyond the last": Fault(
+        "if (at < a.chunks_per_tap && (inside", "if ((inside", "read outside the buffers"),
+    "the norm's shift in the padding": Fault(
+        "raw[i] = prepared<kType>(a, s, image, yy, xx, c, raw[i], drops(a, s));\n    });",
+        "raw[i] = prepared<kType>(a, s, image, yy, xx, c, raw[i], drops(a, s));\n    });\n"
+        "    if (!(inside & 1)) raw[0] = prepared<kType>(a, a.src[0], image, 0, 0, 0, raw[0], false);",
+        ""),
+    "rows of a cut square": Fault(
+        "row / tile.across * Pixels::kSide + row % tile.across", "row / 8 * Pixels::kSide + row % 8", ""),
+}  # fmt: skip
+# Squares that are cut, two images, three planes in two splits, a skip.
+PATCH_CASE = Shape(2, 9, 11, 120, 41, 70, splits=2)
 # Several planes, a ring that is used again, two images, cut columns, a skip; kernels' kind and tile.
 STREAM_CASES = [
     ("conv", "16x32", Stream(4, 1, Shape(2, 2, 3, 300, 41, 20))),
@@ -174,11 +203,11 @@ def only_tried(sources: Path, dtype: str) -> Path:
     name = f"layer_kernel<DType::k{dtype.upper()}, Tile::k"
     chosen = sources / f"layer_{dtype}.cu"
     others = f"tile == Tile::k64x32 ? &{name}64x32, Kind::kDeconv> : &{name}16x32, Kind::kConv>"
-    stream = f"LayerKernel stream_{dtype}(Kind, Tile) {{ return nullptr; }}" if dtype == "f16" else ""
+    forms = ("patch", "stream") if dtype == "f16" else ()
     chosen.write_text(
         f"""#include "layer.cuh"
 namespace p2p::cuda {{
-{stream}
+{"".join(f"LayerKernel {form}_{dtype}(Kind, Tile) {{ return nullptr; }}" for form in forms)}
 LayerKernel layer_{dtype}(Kind, Tile {"tile" if dtype == "f16" else ""}) {{
   return {"tile != Tile::k64x64 ? " + others + " : " if dtype == "f16" else ""}&{name}64x64, Kind::kConv>;
 }}
@@ -188,17 +217,22 @@ LayerKernel layer_{dtype}(Kind, Tile {"tile" if dtype == "f16" else ""}) {{
     return chosen
 
 
-def only_tried_stream(sources: Path) -> Path:
-    """The same with the stream kernels of STREAM_CASES alone."""
+def only(sources: Path, file: str) -> Path:
+    """The same with the f16 kernels of STREAM_CASES or PATCH_CASE alone: those of `file`."""
+    form = file.removesuffix(".cuh")
     chosen = sources / "layer_f16.cu"
-    name = "stream_kernel<DType::kF16, Tile::k"
+    name = f"{form}_kernel<DType::kF16, Tile::k"
+    kernel = (
+        f"kind == Kind::kConv ? &{name}16x32, Kind::kConv> : &{name}64x32, Kind::kDeconv>"
+        if form == "stream"
+        else f"kind == Kind::kDeconv ? &{name}64x64, Kind::kDeconv> : nullptr"
+    )
+    others = {"layer", "patch", "stream"} - {form}
     chosen.write_text(
-        f"""#include "stream.cuh"
+        f"""#include "{file}"
 namespace p2p::cuda {{
-LayerKernel layer_f16(Kind, Tile) {{ return nullptr; }}
-LayerKernel stream_f16(Kind kind, Tile) {{
-  return kind == Kind::kConv ? &{name}16x32, Kind::kConv> : &{name}64x32, Kind::kDeconv>;
-}}
+{"".join(f"LayerKernel {other}_f16(Kind, Tile) {{ return nullptr; }}" for other in sorted(others))}
+LayerKernel {form}_f16(Kind kind, Tile) {{ return {kernel}; }}
 }}
 """
     )
@@ -212,6 +246,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ctypes.CDLL]:
     sound = compile_all([*KERNELS, *COMMON], folder, "-O1")
     planted = [("layer.cuh", *item) for item in FAULTS.items()]
     planted += [("stream.cuh", *item) for item in STREAM_FAULTS.items()]
+    planted += [("patch.cuh", *item) for item in PATCH_FAULTS.items()]
 
     def make(index: int) -> ctypes.CDLL:
         file, _, fault = planted[index]
@@ -222,7 +257,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ctypes.CDLL]:
 
         place = folder / str(index)
         sources = edited(place, edit, file)
-        chosen = only_tried(sources, "f16") if file == "layer.cuh" else only_tried_stream(sources)
+        chosen = only_tried(sources, "f16") if file == "layer.cuh" else only(sources, file)
         objects = compile_all([chosen], place / "objects", "-O1", cuda=sources)
         return link(list((sound | objects).values()), place / "host.so")
 
@@ -242,9 +277,14 @@ def run_stream_cases(host: ctypes.CDLL) -> None:
         check_stream(host, kind, tile, "f16", stream)
 
 
+def run_patch_case(host: ctypes.CDLL) -> None:
+    check_integers(host, "deconv", "64x64 patch", "f16", PATCH_CASE)
+
+
 def test_the_cases_pass_without_a_fault(cuda_host: Any) -> None:
     run_cases(cuda_host)
     run_stream_cases(cuda_host)
+    run_patch_case(cuda_host)
 
 
 def caught(fault: Fault, run: Callable[[ctypes.CDLL], None], host: ctypes.CDLL) -> None:
@@ -266,6 +306,13 @@ def test_a_fault_planted_in_a_stream_kernel_is_caught(
     name: str, broken: dict[str, ctypes.CDLL]
 ) -> None:
     caught(STREAM_FAULTS[name], run_stream_cases, broken[f"stream.cuh: {name}"])
+
+
+@pytest.mark.parametrize("name", PATCH_FAULTS)
+def test_a_fault_planted_in_a_patch_kernel_is_caught(
+    name: str, broken: dict[str, ctypes.CDLL]
+) -> None:
+    caught(PATCH_FAULTS[name], run_patch_case, broken[f"patch.cuh: {name}"])
 
 
 SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -301,7 +348,7 @@ def test_sanitizers_find_the_kernels_silent(
     done = run_sanitized(with_sanitizers, tmp_path / "program")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""
-    assert done.stdout == "ran 66 kernels\n"
+    assert done.stdout == "ran 68 kernels\n"
 
 
 @pytest.mark.parametrize("says", OF_SANITIZERS)

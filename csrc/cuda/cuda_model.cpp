@@ -32,7 +32,8 @@ std::string kernel_id(const Launch& launch) {
   constexpr const char* kKinds[] = {"first", "conv", "deconv", "last"};
   constexpr const char* kTypes[] = {"f32", "f16", "bf16"};
   const TileShape tile = tile_shape(launch.tile);
-  return text("cuda/", kKinds[(int)launch.kind], launch.args.cluster ? "_stream_" : "_", tile.bm, "x", tile.bn, "_", kTypes[(int)launch.dtype]);
+  const char* form = launch.args.cluster ? "_stream_" : launch.args.tiles_across ? "_patch_" : "_";
+  return text("cuda/", kKinds[(int)launch.kind], form, tile.bm, "x", tile.bn, "_", kTypes[(int)launch.dtype]);
 }
 
 // Stream kernels where the device has clusters and this build's kernels were made for them: what was made for an older
@@ -42,7 +43,7 @@ Limits limits_of(const DeviceInfo& device, DType dtype) {
   if (!environment().cuda_cluster || !device.clusters || device.major < 9 || dtype == DType::kF32) return plain;
   for (Kind kind : {Kind::kConv, Kind::kDeconv})
     for (Tile tile : {Tile::k64x32, Tile::k16x32}) {
-      const auto* kernel = (const void*)kernel_of(dtype, kind, tile, true);
+      const auto* kernel = (const void*)(dtype == DType::kF16 ? stream_f16(kind, tile) : stream_bf16(kind, tile));
       cudaFuncAttributes attributes;
       P2P_CUDA_CALL(cudaFuncGetAttributes, &attributes, kernel);
       if (attributes.ptxVersion < 90) return plain;

@@ -14,7 +14,7 @@ namespace {
 cudaKernelNodeParams params_of(Launch& launch, void** argument) {
   *argument = &launch.args;
   cudaKernelNodeParams params{};
-  params.func = (void*)kernel_of(launch.dtype, launch.kind, launch.tile, launch.args.cluster > 0);
+  params.func = (void*)kernel_of(launch);
   P2P_ASSERT(params.func);
   params.gridDim = dim3(launch.grid_x, launch.grid_y, launch.grid_z);
   params.blockDim = dim3(kThreads, 1, 1);

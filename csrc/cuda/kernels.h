@@ -65,6 +65,7 @@ struct LayerArgs {
   int32_t live_h[2][2], live_w[2][2];  // [phase parity][begin, end): taps that meet more than padding somewhere
   int32_t images_per_tile;          // > 1: a tile holds whole images
   int32_t tiles_per_image;          // > 1: an image has several tiles
+  int32_t tiles_across;             // > 0: a kernel of patch.cuh, whose tiles are squares
   int32_t phases, splits;           // grid z = phases * splits; a split sums a part of the depth
 
   float* partial;        // [tile][split][bm * bn]; null without splits
@@ -108,6 +109,18 @@ constexpr int32_t shared_bytes(Tile tile) {
   return loop > end ? loop : end;
 }
 
+// A kernel of patch.cuh: a tile's rows are a square of pixels, its patch that and what the taps see around it.
+constexpr int32_t kPatchSide = 8;
+P2P_BOTH constexpr int32_t patch_pixels(Kind kind) {
+  const int32_t side = kPatchSide + (kind == Kind::kDeconv ? 1 : 2);
+  return side * side;
+}
+constexpr int32_t patch_shared_bytes(Kind kind, Tile tile) {
+  const TileShape s = tile_shape(tile);
+  const int32_t loop = (2 * patch_pixels(kind) + s.stages * s.bn) * kSliceBytes, end = (s.bm * (s.bn + 4) + kThreads) * 4;
+  return loop > end ? loop : end;
+}
+
 // Where things lie in the shared memory of a stream kernel; its ring of weights comes first.
 constexpr int32_t kStreamStages = 4;
 struct StreamShared {
@@ -126,11 +139,13 @@ P2P_BOTH constexpr StreamShared stream_shared(const LayerArgs& a, Tile tile) {
   return s;
 }
 
-// A kernel of layer.cuh or stream.cuh; called by the launch of cudart or of the host shim. Null where there is none.
+// A kernel of layer.cuh, patch.cuh or stream.cuh; called by the launch of cudart or of the host shim. Null where there is none.
 using LayerKernel = void (*)(const LayerArgs);
 LayerKernel layer_f32(Kind kind, Tile tile);
 LayerKernel layer_f16(Kind kind, Tile tile);
 LayerKernel layer_bf16(Kind kind, Tile tile);
+LayerKernel patch_f16(Kind kind, Tile tile);
+LayerKernel patch_bf16(Kind kind, Tile tile);
 LayerKernel stream_f16(Kind kind, Tile tile);
 LayerKernel stream_bf16(Kind kind, Tile tile);
 
@@ -142,12 +157,18 @@ struct Launch {
   LayerArgs args;
 };
 
-inline LayerKernel kernel_of(DType dtype, Kind kind, Tile tile, bool stream) {
-  if (stream) return dtype == DType::kF16 ? stream_f16(kind, tile) : dtype == DType::kBF16 ? stream_bf16(kind, tile) : nullptr;
-  return dtype == DType::kF16 ? layer_f16(kind, tile) : dtype == DType::kF32 ? layer_f32(kind, tile) : layer_bf16(kind, tile);
+inline LayerKernel kernel_of(const Launch& launch) {
+  const bool half = launch.dtype == DType::kF16;
+  if (launch.dtype == DType::kF32)
+    return launch.args.cluster || launch.args.tiles_across ? nullptr : layer_f32(launch.kind, launch.tile);
+  if (launch.args.cluster) return half ? stream_f16(launch.kind, launch.tile) : stream_bf16(launch.kind, launch.tile);
+  if (launch.args.tiles_across) return half ? patch_f16(launch.kind, launch.tile) : patch_bf16(launch.kind, launch.tile);
+  return half ? layer_f16(launch.kind, launch.tile) : layer_bf16(launch.kind, launch.tile);
 }
 inline int32_t shared_bytes(const Launch& launch) {
-  return launch.args.cluster ? stream_shared(launch.args, launch.tile).end : shared_bytes(launch.tile);
+  return launch.args.cluster        ? stream_shared(launch.args, launch.tile).end
+         : launch.args.tiles_across ? patch_shared_bytes(launch.kind, launch.tile)
+                                    : shared_bytes(launch.tile);
 }
 
 }  // namespace p2p::cuda

@@ -143,6 +143,22 @@ P2P_DEVICE ScaleShift norm_of(const LayerArgs& a, int32_t channel, float mean, f
   return {scale, varies ? beta - mean * scale : beta};
 }
 
+// Which pixels of an image are the rows of its tile t: row r is pixel (y + i / across, x + i % across), i = offset + r.
+struct RowTile {
+  int32_t y, x, across, offset, rows;
+};
+template <Tile kTile>
+P2P_DEVICE RowTile row_tile(const LayerArgs& a, int32_t t) {
+  constexpr int32_t bm = tile_shape(kTile).bm;
+  if (a.tiles_across > 0) {  // a square, cut at the map's edges
+    const int32_t y = t / a.tiles_across * kPatchSide, x = t % a.tiles_across * kPatchSide;
+    const int32_t down = a.mh - y < kPatchSide ? a.mh - y : kPatchSide, across = a.mw - x < kPatchSide ? a.mw - x : kPatchSide;
+    return {y, x, across, 0, down * across};
+  }
+  const int32_t left = a.mh * a.mw - t * bm;
+  return {0, 0, a.mw, t * bm, left < bm ? left : bm};
+}
+
 // The pixels that one thread brings to each slice: rows thread / 8 + 16 i, piece thread % 8.
 template <DType kType, Tile kTile, Kind kKind>
 struct Pixels {
@@ -380,11 +396,7 @@ P2P_DEVICE void take_statistics(const LayerArgs& a, const float* tile, float* sc
   const int32_t images = whole ? (a.n - first_image < a.images_per_tile ? a.n - first_image : a.images_per_tile) : 1;
   const int32_t tile_in_image = whole ? 0 : block_x() % a.tiles_per_image;
 
-  // Rows of tile t of an image.
-  const auto rows_of = [&](int32_t t) {
-    const int32_t left = pixels - t * shape.bm;
-    return left < shape.bm ? left : shape.bm;
-  };
+  const auto rows_of = [&](int32_t t) { return row_tile<kTile>(a, t).rows; };
   const int32_t rows = rows_of(tile_in_image);
   for (int32_t g = 0; g < images; ++g) {
     const float* from = tile + g * rows * stride + column;
@@ -443,19 +455,22 @@ P2P_DEVICE void store_tile(const LayerArgs& a, const float* tile, int32_t ph, in
   constexpr int32_t stride = shape.bn + 4;
   const int32_t pixels = a.mh * a.mw;
   constexpr int32_t across = kKind == Kind::kLast ? shape.bn : shape.bn / kVec<kType>;  // items in a row
+  const RowTile rows = row_tile<kTile>(a, block_x() % a.tiles_per_image);
   for (int32_t item = thread_index(); item < shape.bm * across; item += kThreads) {
     const int32_t row = item / across;
-    int32_t image, pixel;
+    int32_t image, my, mx;
     if (a.images_per_tile > 1) {
-      const int32_t in_tile = row / pixels;
+      const int32_t in_tile = row / pixels, pixel = row - in_tile * pixels;
       image = in_tile < a.images_per_tile ? block_x() * a.images_per_tile + in_tile : a.n;
-      pixel = row - in_tile * pixels;
+      my = pixel / a.mw;
+      mx = pixel - my * a.mw;
     } else {
-      image = block_x() / a.tiles_per_image;
-      pixel = block_x() % a.tiles_per_image * shape.bm + row;
+      image = row < rows.rows ? block_x() / a.tiles_per_image : a.n;
+      my = (rows.offset + row) / rows.across;
+      mx = rows.x + rows.offset + row - my * rows.across;
+      my += rows.y;
     }
-    if (image >= a.n || pixel >= pixels) continue;
-    const int32_t my = pixel / a.mw, mx = pixel - my * a.mw;
+    if (image >= a.n) continue;
     if constexpr (kKind == Kind::kLast) {
       const int32_t column = block_y() * shape.bn + item % across;
       if (column >= a.columns) continue;
@@ -474,10 +489,44 @@ P2P_DEVICE void store_tile(const LayerArgs& a, const float* tile, int32_t ph, in
         if constexpr (kType == DType::kF16) v[j] = max_of(min_of(v[j], 65504.0f), -65504.0f);
       }
       const int64_t at = kKind == Kind::kDeconv ? ((int64_t)image * 2 * a.mh + 2 * my + ph) * 2 * a.mw + 2 * mx + pw
-                                                : (int64_t)image * pixels + pixel;
+                                                : ((int64_t)image * a.mh + my) * a.mw + mx;
       store16((char*)a.dst + (at * a.co_stored + channel) * (16 / kVec<kType>), pack_vec<kType>(v));
     }
   }
+}
+
+// From a block's sums to its part of the output: splits, bias, the tile, statistics.
+template <DType kType, Tile kTile, Kind kKind>
+P2P_DEVICE void finish(const LayerArgs& a, const Accumulators<kType, kTile>& sums, int32_t phase, int32_t split) {
+  constexpr TileShape shape = tile_shape(kTile);
+  sync_block();
+
+  // The slices' memory becomes the tile of f32 values.
+  float* const tile = (float*)shared_memory();
+  float* const scratch = tile + shape.bm * (shape.bn + 4);
+  const auto finished = [&](int32_t column, float sum) {
+    const int32_t at = block_y() * shape.bn + column;
+    if constexpr (kKind == Kind::kFirst) sum = a.picture.bytes == 1 ? sum * (1.0f / 127.5f) : sum;
+    return a.bias && at < a.columns ? sum + load(a.bias + (kKind == Kind::kLast ? at % a.co : at)) : sum;
+  };
+  if (a.splits == 1) {
+    sums.each([&](int32_t row, int32_t column, float v) { shared_set(tile + row * (shape.bn + 4) + column, finished(column, v)); });
+  } else {
+    constexpr int32_t size = shape.bm * shape.bn;
+    const int32_t tile_index = (phase * blocks_y() + block_y()) * blocks_x() + block_x();
+    float* const partial = a.partial + (int64_t)tile_index * a.splits * size;
+    sums.each([&](int32_t row, int32_t column, float v) { store(partial + (int64_t)split * size + row * shape.bn + column, v); });
+    if (!last_to_arrive(a.split_done + tile_index, a.splits, scratch)) return;
+    for (int32_t i = thread_index(); i < size; i += kThreads) {
+      float sum = 0.0f;
+      for (int32_t p = 0; p < a.splits; ++p) sum += load_of_blocks(partial + (int64_t)p * size + i);
+      shared_set(tile + i / shape.bn * (shape.bn + 4) + i % shape.bn, finished(i % shape.bn, sum));
+    }
+  }
+  sync_block();
+  store_tile<kType, kTile, kKind>(a, tile, phase / 2, phase % 2);
+  if constexpr (kKind == Kind::kConv || kKind == Kind::kDeconv)
+    if (a.affine) take_statistics<kTile>(a, tile, scratch, phase);
 }
 
 template <DType kType, Tile kTile, Kind kKind>
@@ -539,34 +588,7 @@ P2P_KERNEL layer_kernel(const LayerArgs a) {
                   weight_slices + s % shape.stages * kWeightSlice);
     if (s + 1 < count) pixels.put(a, pixel_slices + (s + 1) % 2 * kPixelSlice);
   }
-  sync_block();
-
-  // The slices' memory becomes the tile of f32 values.
-  float* const tile = (float*)shared_memory();
-  float* const scratch = tile + shape.bm * (shape.bn + 4);
-  const auto finished = [&](int32_t column, float sum) {
-    const int32_t at = block_y() * shape.bn + column;
-    if constexpr (kKind == Kind::kFirst) sum = a.picture.bytes == 1 ? sum * (1.0f / 127.5f) : sum;
-    return a.bias && at < a.columns ? sum + load(a.bias + (kKind == Kind::kLast ? at % a.co : at)) : sum;
-  };
-  if (a.splits == 1) {
-    sums.each([&](int32_t row, int32_t column, float v) { shared_set(tile + row * (shape.bn + 4) + column, finished(column, v)); });
-  } else {
-    constexpr int32_t size = shape.bm * shape.bn;
-    const int32_t tile_index = (phase * blocks_y() + block_y()) * blocks_x() + block_x();
-    float* const partial = a.partial + (int64_t)tile_index * a.splits * size;
-    sums.each([&](int32_t row, int32_t column, float v) { store(partial + (int64_t)split * size + row * shape.bn + column, v); });
-    if (!last_to_arrive(a.split_done + tile_index, a.splits, scratch)) return;
-    for (int32_t i = thread_index(); i < size; i += kThreads) {
-      float sum = 0.0f;
-      for (int32_t p = 0; p < a.splits; ++p) sum += load_of_blocks(partial + (int64_t)p * size + i);
-      shared_set(tile + i / shape.bn * (shape.bn + 4) + i % shape.bn, finished(i % shape.bn, sum));
-    }
-  }
-  sync_block();
-  store_tile<kType, kTile, kKind>(a, tile, ph, pw);
-  if constexpr (kKind == Kind::kConv || kKind == Kind::kDeconv)
-    if (a.affine) take_statistics<kTile>(a, tile, scratch, phase);
+  finish<kType, kTile, kKind>(a, sums, phase, split);
 }
 
 // The kernels of one precision: every tile for maps, one for pictures. Null where there is none.

@@ -109,6 +109,11 @@ Launch launch_of(const LayerShape& s) {
   }
   a.images_per_tile = pixels <= tile.bm / 2 ? std::min(s.n, tile.bm / pixels) : 1;
   a.tiles_per_image = a.images_per_tile > 1 ? 1 : divide_up(pixels, tile.bm);
+  if (s.patch) {
+    a.images_per_tile = 1;
+    a.tiles_across = divide_up(a.mw, kPatchSide);
+    a.tiles_per_image = a.tiles_across * divide_up(a.mh, kPatchSide);
+  }
   launch.grid_x = a.images_per_tile > 1 ? divide_up(s.n, a.images_per_tile) : s.n * a.tiles_per_image;
   launch.grid_y = divide_up(s.kind == Kind::kLast ? a.columns : a.co_stored, tile.bn);
   launch.grid_z = a.phases * a.splits;
@@ -116,6 +121,14 @@ Launch launch_of(const LayerShape& s) {
 }
 
 namespace {
+
+// Whether a kernel of patch.cuh serves the layer: one source pixel, several taps, and hardly more square tiles than others.
+bool patch_fits(LayerShape s) {
+  if (s.dtype == DType::kF32 || !(s.kind == Kind::kLast || (s.kind == Kind::kDeconv && s.tile == Tile::k64x64))) return false;
+  const Launch rows = launch_of(s);
+  s.patch = true;
+  return rows.args.images_per_tile == 1 && 4 * launch_of(s).grid_x <= 5 * rows.grid_x;
+}
 
 // Whether a stream kernel serves the layer; then its cluster and ring are set. The ring takes what is left of half a
 // multiprocessor, so that the next layer's blocks fit beside these and fetch their weights; where that is less than half of
@@ -148,12 +161,15 @@ void choose_tile(LayerShape& s, const Limits& limits) {
   s.splits = 1;
   s.cluster = s.stage_slices = 0;
   s.tile = s.kind == Kind::kLast ? Tile::k64x16 : Tile::k64x64;
-  if (s.kind == Kind::kFirst || s.kind == Kind::kLast) return;
+  s.patch = false;
+  if (s.kind == Kind::kFirst) return;
   const int64_t rows = (int64_t)s.n * (s.kind == Kind::kConv ? s.hi / 2 * (s.wi / 2) : s.hi * s.wi);
   if (s.dtype != DType::kF32 && rows <= 64) {
     s.tile = rows <= 16 ? Tile::k16x32 : Tile::k64x32;
     if (choose_stream(s, limits)) return;
   }
+  s.patch = patch_fits(s);
+  if (s.kind == Kind::kLast) return;
   const Launch one = launch_of(s);
   const LayerArgs& a = one.args;
   const int64_t blocks = (int64_t)one.grid_x * one.grid_y * one.grid_z;

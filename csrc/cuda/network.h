@@ -19,6 +19,7 @@ struct LayerShape {
   int32_t splits;
   int32_t cluster = 0;       // blocks of a stream kernel's cluster; 0: a kernel of layer.cuh
   int32_t stage_slices = 0;  // of a stream kernel; 0: as many as hold all weights
+  bool patch = false;        // a kernel of patch.cuh
 };
 
 // What the plan must know of a device.

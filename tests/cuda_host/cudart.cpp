@@ -155,9 +155,9 @@ Launch launch_of(const void* function, dim3 grid, dim3 block, size_t shared, voi
     for (Kind kind : {Kind::kFirst, Kind::kConv, Kind::kDeconv, Kind::kLast})
       for (Tile tile : {Tile::k64x64, Tile::k64x32, Tile::k16x32, Tile::k64x16}) {
         const LayerArgs& args = *(const LayerArgs*)arguments[0];
-        const LayerKernel kernel = kernel_of(dtype, kind, tile, args.cluster > 0);
-        if (!kernel || (const void*)kernel != function) continue;
         const Launch launch{kind, dtype, tile, (int32_t)grid.x, (int32_t)grid.y, (int32_t)grid.z, args};
+        const LayerKernel kernel = kernel_of(launch);
+        if (!kernel || (const void*)kernel != function) continue;
         if (block.x != kThreads || block.y != 1 || block.z != 1) wrong("a block of another size than kThreads");
         if (shared != (size_t)shared_bytes(launch)) wrong("a launch with the shared memory of another one");
         if (shared > (48u << 10) && (int)shared > allowed()[function]) wrong("more shared memory than the kernel was allowed");

@@ -548,7 +548,7 @@ void run(const Launch& launch, uint32_t seed) {
                                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     blocks.back()->memory.reset((char*)aligned_alloc(128, kSharedMax));
   }
-  kernel = kernel_of(launch.dtype, launch.kind, launch.tile, launch.args.cluster > 0);
+  kernel = kernel_of(launch);
   if (!kernel) throw std::runtime_error("there is no such kernel");
   arguments = &launch.args;
   failure.clear();

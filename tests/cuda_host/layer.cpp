@@ -77,12 +77,13 @@ extern "C" int p2p_host_layer(HostLayer* layer, char* error, int error_size) {
     HostLayer& l = *layer;
     const auto dtype = (cuda::DType)l.dtype;
     cuda::LayerShape shape{(cuda::Kind)l.kind, dtype, (cuda::Tile)l.tile, l.n, l.hi, l.wi, l.c0, l.c1, l.co, l.splits,
-                           l.cluster, l.stage_slices};
+                           l.cluster, l.stage_slices, l.patch != 0};
     if (l.tile < 0) cuda::choose_tile(shape, {l.splits, l.cluster, l.stage_slices});
     cuda::Launch launch = cuda::launch_of(shape);
     l.ran_splits = shape.splits;
     l.ran_tile = (int32_t)shape.tile;
     l.ran_cluster = shape.cluster;
+    l.ran_patch = shape.patch;
     l.ran_stage_slices = launch.args.stage_slices;
     cuda::LayerArgs& a = launch.args;
     cuda::host::forbid_all();

@@ -56,7 +56,7 @@ void network(int dtype, int pixel_bytes, int shared) {
 }
 
 // Two images of 3x5 pixels, two sources of 9 and 5 channels, splits, statistics, channels to spare.
-void layer(p2p::cuda::Kind kind, p2p::cuda::Tile tile, int dtype, int cluster) {
+void layer(p2p::cuda::Kind kind, p2p::cuda::Tile tile, int dtype, int cluster, bool patch = false) {
   HostLayer l{};
   const bool up = kind == p2p::cuda::Kind::kDeconv;
   l.kind = (int32_t)kind;
@@ -70,6 +70,7 @@ void layer(p2p::cuda::Kind kind, p2p::cuda::Tile tile, int dtype, int cluster) {
   l.co = 11;
   l.splits = 2;
   l.cluster = cluster;
+  l.patch = patch;
   l.norm = 1;
   l.dropout0 = l.dropout1 = -1;
   l.slope = 0.2f;
@@ -112,6 +113,7 @@ int main(int argc, char**) {
         if (dtype != 0 || tile == Tile::k64x64) layer(kind, tile, dtype, 0);
     if (dtype != 0)
       for (Kind kind : {Kind::kConv, Kind::kDeconv}) layer(kind, Tile::k64x32, dtype, 2);
+    if (dtype != 0) layer(Kind::kDeconv, Tile::k64x64, dtype, 0, true);
   }
   std::printf("ran %d kernels\n", runs);
 }
