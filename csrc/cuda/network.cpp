@@ -400,7 +400,12 @@ std::vector<Use> uses_of(const Plan& plan, int32_t index) {
 std::string hazard(const Plan& plan) {
   const int32_t count = (int32_t)plan.steps.size();
   std::vector<std::vector<Use>> uses;
-  for (int32_t i = 0; i < count; ++i) uses.push_back(uses_of(plan, i));
+  for (int32_t i = 0; i < count; ++i) {
+    const Step& step = plan.steps[i];
+    if (step.launch.args.cluster && (step.stats >= 0 || step.affine >= 0 || step.partial >= 0))
+      return text("step ", i, " stores a normalised map, and its readers would norm it again");
+    uses.push_back(uses_of(plan, i));
+  }
   const auto meet = [](const Use& a, const Use& b) { return a.begin < b.end && b.begin < a.end; };
 
   std::vector<std::vector<bool>> ended(count, std::vector<bool>(count));  // [step][another]: has ended when step touches memory

@@ -83,7 +83,7 @@ void bind(Plan& plan, const Network& network, const std::vector<LayerData>& laye
           const Picture& in, const Picture& out, const uint64_t* dropout);
 
 // "" if no kernel overwrites what one that it has not waited for may still read or write, and nobody overwrites what a later
-// one is to read; else which two steps meet, and where.
+// one is to read, and every map is normed once; else which steps are wrong, and where.
 std::string hazard(const Plan& plan);
 
 }  // namespace p2p::cuda
