@@ -385,7 +385,7 @@ def test_the_trace_names_every_kernel(built: Path) -> None:
         P2P_TRACE="1",
     )
     words = ("sm_90 fibers, 2 x 16x16", "e1   cuda/first_64x64_f16", "e2   cuda/conv_stream_64x32_f16",
-             "d1   cuda/deconv_stream_16x32_f16", "d3   cuda/last_64x16_f16")  # fmt: skip
+             "d1   cuda/deconv_stream_16x32_f16", "d3   cuda/last_patch_64x16_f16")  # fmt: skip
     for word in words:
         assert word in said
 

@@ -161,11 +161,11 @@ STREAM_FAULTS = {
 # And of patch.cuh.
 PATCH_FAULTS = {
     "no barrier in front of a slice": Fault(
-        "        sync_block();  // slice s and", "        // slice s and", "race: .*word of shared memory"),
+        "      sync_block();  // slice s and", "      // slice s and", "race: .*word of shared memory"),
     "a wait for one copy too few": Fault(
         "copy_wait<shape.stages - 2>();", "copy_wait<shape.stages - 1>();", "race: .*word of shared memory"),
     "one patch for two": Fault(
-        "pixels.put(a, patches + (plane + 1 - begin) % 2 * kPatchBytes);", "pixels.put(a, patches);",
+        "pixels.put(a, patches + (unit + 1 - begin) % 2 * kPatchBytes);", "pixels.put(a, patches);",
         "race: .*word of shared memory"),
     "pixels read before grid_wait": Fault(
         "  sums.clear();\n  grid_wait();", "  sums.clear();\n  pixels.fetch(a, begin);\n  grid_wait();",
@@ -182,11 +182,16 @@ PATCH_FAULTS = {
         "raw[i] = prepared<kType>(a, s, image, yy, xx, c, raw[i], drops(a, s));\n    });\n"
         "    if (!(inside & 1)) raw[0] = prepared<kType>(a, a.src[0], image, 0, 0, 0, raw[0], false);",
         ""),
+    "taps of another parity": Fault(
+        "x = x0 + unit % kParities<kKind> % 2;", "x = x0;", ""),
+    "taps that meet only padding": Fault(
+        "if (th >= live.h1) enter(live, unit + 1);", "if (th >= kTapStep<kKind> * 2) enter(live, unit + 1);", ""),
     "rows of a cut square": Fault(
         "row / tile.across * Pixels::kSide + row % tile.across", "row / 8 * Pixels::kSide + row % 8", ""),
 }  # fmt: skip
-# Squares that are cut, two images, three planes in two splits, a skip.
-PATCH_CASE = Shape(2, 9, 11, 120, 41, 70, splits=2)
+# Squares that are cut, two images, three planes in two splits, a skip; dead taps.
+PATCH_CASES = [("deconv", Shape(2, 9, 11, 120, 41, 70, splits=2)), ("conv", Shape(1, 9, 10, 70, 0, 9)),
+               ("conv", Shape(1, 1, 9, 8, 0, 8)), ("deconv", Shape(1, 1, 9, 8, 0, 8))]  # fmt: skip
 # Several planes, a ring that is used again, two images, cut columns, a skip; kernels' kind and tile.
 STREAM_CASES = [
     ("conv", "16x32", Stream(4, 1, Shape(2, 2, 3, 300, 41, 20))),
@@ -218,14 +223,14 @@ LayerKernel layer_{dtype}(Kind, Tile {"tile" if dtype == "f16" else ""}) {{
 
 
 def only(sources: Path, file: str) -> Path:
-    """The same with the f16 kernels of STREAM_CASES or PATCH_CASE alone: those of `file`."""
+    """The same with the f16 kernels of STREAM_CASES or PATCH_CASES alone: those of `file`."""
     form = file.removesuffix(".cuh")
     chosen = sources / "layer_f16.cu"
     name = f"{form}_kernel<DType::kF16, Tile::k"
     kernel = (
         f"kind == Kind::kConv ? &{name}16x32, Kind::kConv> : &{name}64x32, Kind::kDeconv>"
         if form == "stream"
-        else f"kind == Kind::kDeconv ? &{name}64x64, Kind::kDeconv> : nullptr"
+        else f"kind == Kind::kConv ? &{name}64x64, Kind::kConv> : &{name}64x64, Kind::kDeconv>"
     )
     others = {"layer", "patch", "stream"} - {form}
     chosen.write_text(
@@ -277,14 +282,15 @@ def run_stream_cases(host: ctypes.CDLL) -> None:
         check_stream(host, kind, tile, "f16", stream)
 
 
-def run_patch_case(host: ctypes.CDLL) -> None:
-    check_integers(host, "deconv", "64x64 patch", "f16", PATCH_CASE)
+def run_patch_cases(host: ctypes.CDLL) -> None:
+    for kind, shape in PATCH_CASES:
+        check_integers(host, kind, "64x64 patch", "f16", shape)
 
 
 def test_the_cases_pass_without_a_fault(cuda_host: Any) -> None:
     run_cases(cuda_host)
     run_stream_cases(cuda_host)
-    run_patch_case(cuda_host)
+    run_patch_cases(cuda_host)
 
 
 def caught(fault: Fault, run: Callable[[ctypes.CDLL], None], host: ctypes.CDLL) -> None:
@@ -312,7 +318,7 @@ def test_a_fault_planted_in_a_stream_kernel_is_caught(
 def test_a_fault_planted_in_a_patch_kernel_is_caught(
     name: str, broken: dict[str, ctypes.CDLL]
 ) -> None:
-    caught(PATCH_FAULTS[name], run_patch_case, broken[f"patch.cuh: {name}"])
+    caught(PATCH_FAULTS[name], run_patch_cases, broken[f"patch.cuh: {name}"])
 
 
 SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -348,7 +354,7 @@ def test_sanitizers_find_the_kernels_silent(
     done = run_sanitized(with_sanitizers, tmp_path / "program")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""
-    assert done.stdout == "ran 68 kernels\n"
+    assert done.stdout == "ran 70 kernels\n"
 
 
 @pytest.mark.parametrize("says", OF_SANITIZERS)

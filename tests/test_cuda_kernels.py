@@ -22,7 +22,7 @@ KERNELS = [
     for dtype in DTYPES
     for tile in (("64x64",) if dtype == "f32" else ("64x64", "64x32", "16x32"))
     for kind in ("conv", "deconv")
-] + [("deconv", "64x64 patch", dtype) for dtype in ("f16", "bf16")]
+] + [(kind, "64x64 patch", dtype) for dtype in ("f16", "bf16") for kind in ("conv", "deconv")]
 
 
 class Shape(NamedTuple):
@@ -340,10 +340,13 @@ PATCHED = {
     "U-Net-256's d5": ("deconv", "f16", 1, 16, 16, True),
     "its d7": ("deconv", "bf16", 1, 64, 64, True),
     "its d8": ("last", "f16", 1, 128, 128, True),
+    "a last layer of few pixels": ("last", "f16", 1, 8, 8, True),
     "f32": ("deconv", "f32", 1, 16, 16, False),
     "squares that are half empty": ("deconv", "f16", 1, 9, 9, False),
     "several images in a tile": ("deconv", "f16", 16, 4, 4, False),
-    "a convolution": ("conv", "f16", 1, 32, 32, False),
+    "its e2": ("conv", "f16", 1, 128, 128, True),
+    "its e4": ("conv", "bf16", 1, 32, 32, True),
+    "a convolution with half-empty squares": ("conv", "f16", 1, 18, 18, False),
 }  # fmt: skip
 
 

@@ -109,10 +109,11 @@ constexpr int32_t shared_bytes(Tile tile) {
   return loop > end ? loop : end;
 }
 
-// A kernel of patch.cuh: a tile's rows are a square of pixels, its patch that and what the taps see around it.
+// A kernel of patch.cuh: a tile's rows are a square of pixels, its patch that and what the taps see around it. The taps of a
+// convolution fall into four groups of 2x2, each of which sees every other pixel of every other row.
 constexpr int32_t kPatchSide = 8;
 P2P_BOTH constexpr int32_t patch_pixels(Kind kind) {
-  const int32_t side = kPatchSide + (kind == Kind::kDeconv ? 1 : 2);
+  const int32_t side = kPatchSide + (kind == Kind::kLast ? 2 : 1);
   return side * side;
 }
 constexpr int32_t patch_shared_bytes(Kind kind, Tile tile) {

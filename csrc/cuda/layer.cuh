@@ -11,6 +11,7 @@
 //
 // Blocks meet only in `arrive`; whoever comes last reads in a fixed order, so that every run gives the same bits.
 // Rows of a slice are 128 bytes, their 16-byte pieces permuted by row % 8: ldmatrix and stores meet no bank conflict.
+// Other forms of the same: patch.cuh for large maps, stream.cuh for small ones.
 // Read next: kernels.h for the arguments, network.cpp for who sets them, docs/cuda.md for a drawing.
 #pragma once
 #include "device.cuh"

@@ -122,9 +122,9 @@ Launch launch_of(const LayerShape& s) {
 
 namespace {
 
-// Whether a kernel of patch.cuh serves the layer: one source pixel, several taps, and hardly more square tiles than others.
+// Whether a kernel of patch.cuh serves the layer: where there are hardly more square tiles than others.
 bool patch_fits(LayerShape s) {
-  if (s.dtype == DType::kF32 || !(s.kind == Kind::kLast || (s.kind == Kind::kDeconv && s.tile == Tile::k64x64))) return false;
+  if (s.dtype == DType::kF32 || !(s.kind == Kind::kLast || s.tile == Tile::k64x64)) return false;
   const Launch rows = launch_of(s);
   s.patch = true;
   return rows.args.images_per_tile == 1 && 4 * launch_of(s).grid_x <= 5 * rows.grid_x;
@@ -164,7 +164,7 @@ void choose_tile(LayerShape& s, const Limits& limits) {
   s.patch = false;
   if (s.kind == Kind::kFirst) return;
   const int64_t rows = (int64_t)s.n * (s.kind == Kind::kConv ? s.hi / 2 * (s.wi / 2) : s.hi * s.wi);
-  if (s.dtype != DType::kF32 && rows <= 64) {
+  if (s.dtype != DType::kF32 && s.kind != Kind::kLast && rows <= 64) {
     s.tile = rows <= 16 ? Tile::k16x32 : Tile::k64x32;
     if (choose_stream(s, limits)) return;
   }

@@ -113,7 +113,8 @@ int main(int argc, char**) {
         if (dtype != 0 || tile == Tile::k64x64) layer(kind, tile, dtype, 0);
     if (dtype != 0)
       for (Kind kind : {Kind::kConv, Kind::kDeconv}) layer(kind, Tile::k64x32, dtype, 2);
-    if (dtype != 0) layer(Kind::kDeconv, Tile::k64x64, dtype, 0, true);
+    if (dtype != 0)
+      for (Kind kind : {Kind::kConv, Kind::kDeconv}) layer(kind, Tile::k64x64, dtype, 0, true);
   }
   std::printf("ran %d kernels\n", runs);
 }
