@@ -6,7 +6,7 @@ whether tensor-core and 16-byte asynchronous instructions are there. Needs nvcc 
 
 Writes its rows, a line per kernel, into results/cuda-compile.jsonl (those of other architectures and
 precisions stay) and the table of docs/cuda-registers.md. Needs every row to be of today's kernels: run
-all of it when csrc/cuda/layer.cuh or device.cuh changes.
+all of it when csrc/cuda/*.cuh changes.
 Exit status 1 if a kernel spills, uses local memory or lacks the instructions of its precision.
 """
 
@@ -53,9 +53,10 @@ def architectures() -> list[int]:
 
 
 def kernel_name(mangled: str) -> str:
-    """conv_64x32 of ...TileE1...KindE1..."""
+    """conv_64x32 of ...layer_kernel...TileE1...KindE1..., conv_stream_64x32 of stream_kernel."""
+    form = re.search(r"\d(layer|patch|stream)_kernelI", mangled)[1]  # type: ignore[index]
     tile, kind = (int(re.search(rf"{what}E(\d)", mangled)[1]) for what in ("Tile", "Kind"))  # type: ignore[index]
-    return f"{KINDS[kind]}_{TILES[tile]}"
+    return f"{KINDS[kind]}{'' if form == 'layer' else f'_{form}'}_{TILES[tile]}"
 
 
 def compiled(arch: int, dtype: str) -> list[dict[str, Any]]:
@@ -90,8 +91,10 @@ def compiled(arch: int, dtype: str) -> list[dict[str, Any]]:
             "async_16_bytes": len(re.findall(r"\bLDGSTS\.[A-Z.]*128", text)),
             "ldmatrix": len(re.findall(r"\bLDSM\.", text)),
             "local": len(re.findall(r"\b(?:LDL|STL)\b", text)),
+            "cluster_barriers": len(re.findall(r"\bUCGABAR_WAIT\b", text)),
         }
-    return list(rows.values())
+    # Without clusters there is nothing in a stream kernel, and the host never launches it.
+    return [row for row in rows.values() if arch >= 90 or "_stream" not in row["kernel"]]
 
 
 def faults(row: dict[str, Any]) -> list[str]:
@@ -107,6 +110,8 @@ def faults(row: dict[str, Any]) -> list[str]:
         wrong.append("has no tensor-core instruction")
     if row["arch"] >= 80 and not row["async_16_bytes"]:
         wrong.append("has no 16-byte asynchronous copy")
+    if "_stream" in row["kernel"] and row["cluster_barriers"] != 2:
+        wrong.append(f"waits at {row['cluster_barriers']} cluster barriers, not at 2")
     if row["registers"] * 128 > 65536:
         wrong.append("does not fit a multiprocessor's registers")
     return wrong
@@ -119,7 +124,7 @@ def table(rows: list[dict[str, Any]], nvcc: str) -> str:
         "",
         f"`python bench/cuda_compile.py` makes this file. {nvcc}; 128 threads a block, no spills, no local",
         "memory, tensor-core instructions (HMMA, LDSM; not in f32) and 16-byte asynchronous copies (LDGSTS.128;",
-        "from sm_80 on) in every kernel. bf16 needs sm_80.",
+        "from sm_80 on) in every kernel. bf16 needs sm_80; stream kernels need clusters, so sm_90.",
         "",
         "| kernel | " + " | ".join(f"sm_{arch}" for arch in archs) + " |",
         "| --- |" + " --- |" * len(archs),

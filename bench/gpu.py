@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,8 @@ def peaks(floor: Path | None) -> tuple[dict[str, float], str]:
 
 
 def floor_us(step: dict[str, Any], precision: str, peak: dict[str, float]) -> float:
-    """The longest of a layer's arithmetic, its weights from memory, its maps through L2."""
+    """The longest of a layer's arithmetic, its weights from memory, its maps through L2. Only weights
+    that meet more than padding count: no kernel reads the others."""
     maps = step["hi"] * step["wi"] * step["ci"] + step["ho"] * step["wo"] * step["co"]
     return 1e6 * max(
         2 * step["macs"] / peak["f32 flops" if precision == "f32" else "flops"],
@@ -82,11 +84,11 @@ def floor_us(step: dict[str, Any], precision: str, peak: dict[str, float]) -> fl
     )
 
 
-def kernels(floor: Path | None) -> list[dict[str, Any]]:
+def kernels(floor: Path | None, precisions: Sequence[str] = tuple(BYTES)) -> list[dict[str, Any]]:
     """A row per layer, precision and size: microseconds alone in a stream, and over its floor."""
     peak, source = peaks(floor)
     rows = []
-    for precision in ("f16", "bf16", "f32"):
+    for precision in precisions:
         for size in (256, 512):
             engine = Engine(nets.unet(), backend="cuda", precision=precision, size=(size, size))
             core = engine._core
@@ -99,6 +101,23 @@ def kernels(floor: Path | None) -> list[dict[str, Any]]:
                 })  # fmt: skip
             engine.close()
     return rows
+
+
+def beside_two_phase(rows: list[dict[str, Any]], floor: Path | None) -> None:
+    """Into each row of a stream kernel what the kernels without clusters need for the same layer, from a
+    process of its own: the engine reads its environment once."""
+    streamed = {(row["layer"], row["precision"], row["size"]): row for row in rows
+                if "_stream_" in row["kernel"]}  # fmt: skip
+    if not streamed:
+        return
+    os.environ["P2P_CUDA_CLUSTER"] = "0"
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        others = pool.apply(kernels, (floor, sorted({precision for _, precision, _ in streamed})))
+    for other in others:
+        row = streamed.get((other["layer"], other["precision"], other["size"]))
+        if row:
+            row |= {"two_phase": other["kernel"], "two_phase_us": other["us"],
+                    "gain": round(other["us"] / row["us"], 2)}  # fmt: skip
 
 
 class Contender(NamedTuple):
@@ -260,8 +279,8 @@ def exact(model: Model, x: Any) -> Any:
 
 
 def row_of(case: Case, name: str, **fields: Any) -> dict[str, Any]:
-    pdl = os.environ.get("P2P_CUDA_PDL", "0")
-    return {"network": "unet256", **case._asdict(), "name": name, "pdl": pdl, **fields}
+    settings = {"pdl": os.environ.get("P2P_CUDA_PDL", "0"), "cluster": os.environ.get("P2P_CUDA_CLUSTER", "1")}
+    return {"network": "unet256", **case._asdict(), "name": name, **settings, **fields}
 
 
 def error_of(picture: Any, reference: Any) -> float:
@@ -357,7 +376,11 @@ def main() -> int:
         print(f"bench/gpu.py: {missing}", file=sys.stderr)
         return 3
     if options.what == "kernels":
-        append(options.out, kernels(options.floor))
+        rows = kernels(options.floor)
+        try:
+            beside_two_phase(rows, options.floor)
+        finally:
+            append(options.out, rows)
         return 0
     import torch
 

@@ -9,7 +9,7 @@
 #
 # To be set: PYTHON (python3), P2P_GPU_CHECK_SECONDS (470), P2P_CUDA_ARCHITECTURES (native: the GPU that is there; a number
 # builds without one, so that the other stages can be seen to fail), and STAGES (all, in this order):
-STAGES=${STAGES:-build tests memcheck racecheck floor kernels network pdl compile}
+STAGES=${STAGES:-build tests memcheck racecheck floor kernels network pdl plain compile}
 set -u
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 OUT=$ROOT/out/gpu_check
@@ -138,6 +138,11 @@ run_pdl() {
   cd / && P2P_CUDA_PDL=1 "$PYTHON" "$ROOT/bench/gpu.py" network --ours --out "$OUT/pdl.jsonl"
 }
 
+run_plain() {  # without thread-block clusters
+  need "the build" "$SITE/built"
+  cd / && P2P_CUDA_CLUSTER=0 "$PYTHON" "$ROOT/bench/gpu.py" network --ours --out "$OUT/plain.jsonl"
+}
+
 run_compile() {
   need "the build" "$SITE/built"
   cd / && "$PYTHON" "$ROOT/bench/gpu.py" network --compile --out "$OUT/compile.jsonl"
@@ -149,9 +154,10 @@ stage tests 75
 stage memcheck 40
 stage racecheck 40
 stage floor 45
-stage kernels 30
+stage kernels 40
 stage network 110
 stage pdl 25
+stage plain 25
 stage compile 90
 echo "results: $RESULTS"
 exit $FAILED

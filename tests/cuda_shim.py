@@ -23,6 +23,7 @@ CUDA, HOST = ROOT / "csrc/cuda", ROOT / "tests/cuda_host"
 DTYPES = {"f32": 0, "f16": 1, "bf16": 2}
 KINDS = {"first": 0, "conv": 1, "deconv": 2, "last": 3}
 TILES = {"64x64": 0, "64x32": 1, "16x32": 2, "64x16": 3}
+H100_SHARED = 232448
 COMMON = [
     CUDA / "network.cpp", HOST / "fibers.cpp", HOST / "driver.cpp", HOST / "layer.cpp",
     ROOT / "csrc/model.cpp", ROOT / "csrc/arena.cpp",
@@ -55,11 +56,11 @@ def link(objects: list[Path], library: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def edited(folder: Path, edit: Callable[[str], str]) -> Path:
-    """A copy of csrc/cuda whose layer.cuh went through `edit`."""
+def edited(folder: Path, edit: Callable[[str], str], file: str = "layer.cuh") -> Path:
+    """A copy of csrc/cuda whose `file` went through `edit`."""
     sources = folder / "cuda"
     shutil.copytree(CUDA, sources)
-    (sources / "layer.cuh").write_text(edit((CUDA / "layer.cuh").read_text()))
+    (sources / file).write_text(edit((CUDA / file).read_text()))
     return sources
 
 
@@ -74,9 +75,11 @@ def _call(function: Any, *arguments: Any) -> None:
 
 
 def run_net(
-    host: ctypes.CDLL, model: Model, x: np.ndarray, dtype: str, seed: int = 0, sms: int = 132
-) -> np.ndarray:
-    """x (n, h, w, c), uint8 or float32 in [-1, 1], to the same kind."""
+    host: ctypes.CDLL, model: Model, x: np.ndarray, dtype: str, seed: int = 0, sms: int = 132,
+    shared: int = H100_SHARED,
+) -> np.ndarray:  # fmt: skip
+    """x (n, h, w, c), uint8 or float32 in [-1, 1], to the same kind. shared: bytes that a block may take;
+    0: a GPU without clusters."""
     layers = model.layers()
     tensors = dict(model.core_tensors())
     index = {layer["name"]: i for i, layer in enumerate(layers)}
@@ -98,19 +101,22 @@ def run_net(
         host.p2p_host_network, len(layers),
         *(ctypes.c_void_p(a.ctypes.data) for a in (table, slopes, eps)),
         (ctypes.c_void_p * len(pointers))(*pointers), DTYPES[dtype], n, h, w, x.itemsize,
-        ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(out.ctypes.data), sms, seed, None,
+        ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(out.ctypes.data), sms, shared, seed, None,
     )  # fmt: skip
     return out
 
 
 INTS = [
-    "kind", "dtype", "tile", "n", "hi", "wi", "c0", "c1", "co", "splits",
+    "kind", "dtype", "tile", "n", "hi", "wi", "c0", "c1", "co", "splits", "cluster", "stage_slices", "patch",
     "picture_h", "picture_w", "pixel_bytes", "tanh", "norm", "dropout0", "dropout1", "seed",
 ]  # fmt: skip
 POINTERS = [
     "src0", "affine0", "src1", "affine1", "picture", "weights", "bias", "gamma", "beta", "dropout",
     "out", "affine",
 ]  # fmt: skip
+
+
+RAN = ["ran_splits", "ran_tile", "ran_cluster", "ran_stage_slices", "ran_patch"]
 
 
 class Layer(ctypes.Structure):
@@ -120,7 +126,7 @@ class Layer(ctypes.Structure):
         *((name, ctypes.c_int32) for name in INTS),
         *((name, ctypes.c_float) for name in ("slope", "eps")),
         *((name, ctypes.c_void_p) for name in POINTERS),
-        *((name, ctypes.c_int32) for name in ("ran_splits", "ran_tile")),
+        *((name, ctypes.c_int32) for name in RAN),
     ]
 
 
@@ -128,10 +134,12 @@ def run_layer(
     host: ctypes.CDLL, kind: str, dtype: str, tile: str | None, arrays: dict[str, np.ndarray],
     slope: float = 1.0, eps: float = 1e-5, **ints: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """The layer's "out" (n, ho, wo, stored) or "picture", its "affine" (n, 2, stored), and the
-    "splits" and "tile" that ran. `arrays` and `ints` by HostLayer's names, maps float32 NHWC."""
+    """The layer's "out" (n, ho, wo, stored) or "picture", its "affine" (n, 2, stored), and the "splits",
+    "tile", "cluster", "stage_slices" and "patch" that ran. `tile` "64x64 patch" is patch.cuh's kernel.
+    `arrays` and `ints` by HostLayer's names, maps float32 NHWC."""
     layer = Layer(slope=slope, eps=eps, kind=KINDS[kind], dtype=DTYPES[dtype])
-    layer.tile = -1 if tile is None else TILES[tile]
+    layer.tile = -1 if tile is None else TILES[tile.removesuffix(" patch")]
+    layer.patch = tile is not None and tile.endswith(" patch")
     layer.dropout0 = layer.dropout1 = -1
     for name, value in ints.items():
         setattr(layer, name, value)
@@ -144,4 +152,5 @@ def run_layer(
     for name, value in arrays.items():
         setattr(layer, name, value.ctypes.data)
     _call(host.p2p_host_layer, ctypes.byref(layer))
-    return {**arrays, "splits": layer.ran_splits, "tile": list(TILES)[layer.ran_tile]}
+    ran = {name[4:]: getattr(layer, name) for name in RAN}
+    return {**arrays, **ran, "tile": list(TILES)[layer.ran_tile]}

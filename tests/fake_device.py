@@ -19,10 +19,11 @@ for _name in ("fake_pending", "fake_device_bytes"):
 
 def counts() -> dict[str, int]:
     """Since the start: launches of kernels, living graphs, launches of graphs, changed nodes,
-    programmatic edges."""
-    words = (ctypes.c_long * 5)()
+    programmatic edges, launches in clusters."""
+    names = ("launches", "graphs", "graph_launches", "updates", "edges", "clusters")
+    words = (ctypes.c_long * len(names))()
     LIBRARY.fake_counts(words)
-    return dict(zip(("launches", "graphs", "graph_launches", "updates", "edges"), words, strict=True))
+    return dict(zip(names, words, strict=True))
 
 
 def device_bytes() -> int:

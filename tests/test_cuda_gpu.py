@@ -117,6 +117,27 @@ def test_programmatic_launch_gives_the_same_bits() -> None:
     assert child(PDL) == child(PDL, P2P_CUDA_PDL="1")
 
 
+PLAIN = """
+import numpy as np
+from tiny import noise, tiny_model
+from pix2pix_fast import Engine
+model, x = tiny_model(6, ngf=16), noise((2, 64, 96, 3))
+wanted = Engine(model, backend="cpu", precision="f32").translate(x).astype(float)
+with Engine(model, backend="cuda") as gpu:
+    kernels = [step["kernel"] for step in gpu._core.plan(64, 96)]
+    errors = ((gpu.translate(x) - wanted) ** 2).mean((1, 2, 3))
+    print(sum("_stream_" in kernel for kernel in kernels), *(-10 * np.log10(errors / 255**2)))
+"""
+
+
+def test_deep_layers_are_right_with_clusters_and_without() -> None:
+    capability = float(_core.cuda()["devices"][0]["capability"])
+    for setting in ("1", "0"):
+        streamed, *decibels = child(PLAIN, P2P_CUDA_CLUSTER=setting).split()
+        assert (int(streamed) > 0) == (capability >= 9 and setting == "1")
+        assert min(map(float, decibels)) >= FLOORS["f16"]
+
+
 def test_the_trace_names_every_kernel() -> None:
     code = (
         "from tiny import *; from pix2pix_fast import Engine\n"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuda_shim import DTYPES, run_net
+from cuda_shim import DTYPES, H100_SHARED, run_net
 from pix2pix_fast.train.networks import UNet
 from tiny import noise, tiny_model
 
@@ -40,16 +40,23 @@ TORCH = {"f16": torch.float16, "bf16": torch.bfloat16}
 NETS = [(3, 3, 3, 8, (1, 16, 24)), (3, 1, 2, 12, (2, 13, 37)), (5, 3, 3, 16, (3, 64, 32))]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+# Shared memory of a block where there are clusters (an H100's, an RTX 50's), 0 where there are none.
+SHARED = {"clusters": H100_SHARED, "clusters, 99 KB": 99 << 10, "no clusters": 0}
+KERNELS = [(d, s) for d in DTYPES for s in SHARED if d != "f32" or s == "no clusters"]
+
+
+@pytest.mark.parametrize(("dtype", "shared"), KERNELS)
 @pytest.mark.parametrize(("depth", "ci", "co", "ngf", "size"), NETS)
 def test_a_net_equals_float64(
-    cuda_host: Any, dtype: str, depth: int, ci: int, co: int, ngf: int, size: tuple[int, int, int]
-) -> None:
+    cuda_host: Any, dtype: str, shared: str, depth: int, ci: int, co: int, ngf: int,
+    size: tuple[int, int, int],
+) -> None:  # fmt: skip
     model = tiny_model(depth, ci, co, ngf)
     x = noise((*size, ci), "float32") * 2 - 1
-    assert psnr(run_net(cuda_host, model, x, dtype), reference(model, x)) > FLOORS[dtype]
+    got = run_net(cuda_host, model, x, dtype, shared=SHARED[shared])
+    assert psnr(got, reference(model, x)) > FLOORS[dtype]
     u8 = noise((*size, ci), "uint8")
-    got = run_net(cuda_host, model, u8, dtype)
+    got = run_net(cuda_host, model, u8, dtype, shared=SHARED[shared])
     assert psnr(got, reference(model, u8)) > min(FLOORS[dtype], 50)
 
 
@@ -61,15 +68,18 @@ def test_thread_and_block_order_do_not_change_a_bit(cuda_host: Any, dtype: str) 
 
 
 def check_against_torch(cuda_host: Any, model: Model, dtype: str) -> None:
-    """At least the floor's dB in 8 bit, and at most twice the error of PyTorch in `dtype`."""
+    """At least the floor's dB in 8 bit, and at most twice the error of PyTorch in `dtype`; with
+    clusters and without."""
     x = noise((1, 256, 256, 3), "float32") * 2 - 1
     exact = reference(model, x)
-    got = run_net(cuda_host, model, x, dtype)
-    levels = np.rint((np.clip(got, -1, 1) + 1) * 127.5).astype(np.uint8)
     theirs = rms(reference(model, x, TORCH[dtype]), exact)
-    print(f"{dtype}: {psnr(levels, exact):.1f} dB, rms {rms(got, exact):.2e}, PyTorch {theirs:.2e}")
-    assert psnr(levels, exact) > FLOORS[dtype]
-    assert rms(got, exact) <= 2 * theirs
+    for name in ("clusters", "no clusters"):
+        got = run_net(cuda_host, model, x, dtype, shared=SHARED[name])
+        levels = np.rint((np.clip(got, -1, 1) + 1) * 127.5).astype(np.uint8)
+        decibels, error = psnr(levels, exact), rms(got, exact)
+        print(f"{dtype}, {name}: {decibels:.1f} dB, rms {error:.2e}, PyTorch {theirs:.2e}")
+        assert decibels > FLOORS[dtype]
+        assert error <= 2 * theirs
 
 
 def test_the_whole_unet256_in_f16(cuda_host: Any) -> None:

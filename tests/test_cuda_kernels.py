@@ -22,7 +22,7 @@ KERNELS = [
     for dtype in DTYPES
     for tile in (("64x64",) if dtype == "f32" else ("64x64", "64x32", "16x32"))
     for kind in ("conv", "deconv")
-]
+] + [(kind, "64x64 patch", dtype) for dtype in ("f16", "bf16") for kind in ("conv", "deconv")]
 
 
 class Shape(NamedTuple):
@@ -59,6 +59,7 @@ SHAPES = {
     "skip": Shape(1, 6, 5, 9, 20, 18, slope=0.0),
     "skip, one tap's channels over slices": Shape(2, 4, 3, 72, 41, 8, slope=0.0),
     "skip, split": Shape(1, 3, 3, 33, 64, 65, splits=4, norm=False),
+    "three slices of a patch": Shape(1, 9, 10, 130, 33, 9),
     "dropout": Shape(2, 4, 5, 11, 13, 8, slope=0.0, dropout=True),
     "plain copy of one channel": Shape(1, 8, 8, 1, 0, 1, norm=False, affine=False, slope=1.0),
 }
@@ -145,34 +146,48 @@ def make(kind: str, s: Shape, integers: bool) -> tuple[dict[str, np.ndarray], di
     return arrays, ints
 
 
-def check_affine(
-    got: np.ndarray, y: torch.Tensor, arrays: dict[str, np.ndarray], eps: float
-) -> None:
-    """got (n, 2, stored) against the norm of y (n, c, h, w), the exact sums of the layer.
+class Norm(NamedTuple):
+    """Scale and shift of a norm, (n, c), and how far a float32 one may be off."""
 
-    A mean is a sum of at most 64 terms, divided, times its count, summed over the tiles' entries and
-    divided: (64 + entries + 4) u of the largest value. Squared deviations lose as much once more and
-    see the mean's error twice, all over the variance."""
-    n, c = y.shape[:2]
+    scale: torch.Tensor
+    shift: torch.Tensor
+    of_scale: torch.Tensor
+    of_shift: torch.Tensor
+
+
+def norm_of(y: torch.Tensor, arrays: dict[str, np.ndarray], eps: float, terms: float) -> Norm:
+    """Of y (n, c, h, w), the exact sums of the layer.
+
+    A mean loses `terms` u of the largest value. Squared deviations lose as much once more and see the
+    mean's error twice, all over the variance."""
     var, mean = torch.var_mean(y, (2, 3), correction=0)
     gamma, beta = (torch.from_numpy(arrays[k].astype(np.float64)) for k in ("gamma", "beta"))
     constant = var == 0
     scale = torch.where(constant, 0.0, gamma / torch.sqrt(var + eps))
     shift = torch.where(constant, beta, beta - mean * scale)
-    terms = (64 + y.shape[2] * y.shape[3] / 16 + 4) * U
-    largest = y.abs().amax((2, 3))
-    of_mean = terms * largest
+    of_mean = terms * U * y.abs().amax((2, 3))
     deviation = torch.sqrt(var + eps)
-    relative = terms + of_mean / deviation * 2 + (of_mean / deviation) ** 2 + 4 * U
-    bound_scale = relative * scale.abs() + 1e-30
-    bound_shift = (
+    relative = terms * U + of_mean / deviation * 2 + (of_mean / deviation) ** 2 + 4 * U
+    of_scale = relative * scale.abs() + 1e-30
+    of_shift = (
         of_mean * scale.abs()
-        + mean.abs() * bound_scale
+        + mean.abs() * of_scale
         + 4 * U * (beta.abs() + (mean * scale).abs())
+        + 1e-30
     )
+    return Norm(scale, shift, of_scale, of_shift)
+
+
+def check_affine(
+    got: np.ndarray, y: torch.Tensor, arrays: dict[str, np.ndarray], eps: float
+) -> None:
+    """got (n, 2, stored) against the norm of y. A mean is a sum of at most 64 terms, divided, times its
+    count, summed over the tiles' entries and divided: 64 + entries + 4 terms."""
+    c = y.shape[1]
+    norm = norm_of(y, arrays, eps, 64 + y.shape[2] * y.shape[3] / 16 + 4)
     got64 = torch.from_numpy(got[:, :, :c].astype(np.float64))
-    assert bool(((got64[:, 0] - scale).abs() <= bound_scale).all())
-    assert bool(((got64[:, 1] - shift).abs() <= bound_shift + 1e-30).all())
+    assert bool(((got64[:, 0] - norm.scale).abs() <= norm.of_scale).all())
+    assert bool(((got64[:, 1] - norm.shift).abs() <= norm.of_shift).all())
     assert not got[:, :, c:].any()  # padded channels stay zero in the next layer
 
 
@@ -285,10 +300,15 @@ LASTS = {
 }  # n, h, w, c0, c1, co, hi, wi
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+LAST_KERNELS = [*((d, "64x16") for d in DTYPES), ("f16", "64x16 patch"), ("bf16", "64x16 patch")]
+
+
+@pytest.mark.parametrize(("dtype", "tile"), LAST_KERNELS)
 @pytest.mark.parametrize("pixel_bytes", [1, 4])
 @pytest.mark.parametrize("name", LASTS)
-def test_the_last_layer_is_exact(cuda_host: Any, dtype: str, pixel_bytes: int, name: str) -> None:
+def test_the_last_layer_is_exact(
+    cuda_host: Any, dtype: str, tile: str, pixel_bytes: int, name: str
+) -> None:
     n, h, w, c0, c1, co, hi, wi = LASTS[name]
     rng = np.random.default_rng(w)
     arrays = {"picture": np.zeros((n, h, w, co), np.uint8 if pixel_bytes == 1 else np.float32)}
@@ -305,15 +325,40 @@ def test_the_last_layer_is_exact(cuda_host: Any, dtype: str, pixel_bytes: int, n
     wanted = y.permute(0, 2, 3, 1)[:, :h, :w].numpy()
     ints = {"n": n, "hi": hi, "wi": wi, "c0": c0, "c1": c1, "co": co, "splits": 1, "seed": 9,
             "picture_h": h, "picture_w": w, "pixel_bytes": pixel_bytes}  # fmt: skip
-    got = run_layer(cuda_host, "last", dtype, "64x16", arrays, slope=0.0, **ints)["picture"]
+    got = run_layer(cuda_host, "last", dtype, tile, arrays, slope=0.0, **ints)["picture"]
     if pixel_bytes == 4:
         assert np.array_equal(got, wanted)
         ints["tanh"] = 1
-        got = run_layer(cuda_host, "last", dtype, "64x16", arrays, slope=0.0, **ints)["picture"]
+        got = run_layer(cuda_host, "last", dtype, tile, arrays, slope=0.0, **ints)["picture"]
         assert np.abs(got - np.tanh(wanted)).max() <= 4 * U
     else:  # the rounding rule of image.cpp, in float32
         unit = np.clip(wanted.astype(np.float32), -1, 1)
         assert np.array_equal(got, np.rint((unit + np.float32(1)) * np.float32(127.5)))
+
+
+PATCHED = {
+    "U-Net-256's d5": ("deconv", "f16", 1, 16, 16, True),
+    "its d7": ("deconv", "bf16", 1, 64, 64, True),
+    "its d8": ("last", "f16", 1, 128, 128, True),
+    "a last layer of few pixels": ("last", "f16", 1, 8, 8, True),
+    "f32": ("deconv", "f32", 1, 16, 16, False),
+    "squares that are half empty": ("deconv", "f16", 1, 9, 9, False),
+    "several images in a tile": ("deconv", "f16", 16, 4, 4, False),
+    "its e2": ("conv", "f16", 1, 128, 128, True),
+    "its e4": ("conv", "bf16", 1, 32, 32, True),
+    "a convolution with half-empty squares": ("conv", "f16", 1, 18, 18, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PATCHED)
+def test_the_plan_chooses_patches_for_large_maps(cuda_host: Any, name: str) -> None:
+    kind, dtype, n, hi, wi, patch = PATCHED[name]
+    arrays = {"src0": np.zeros((n, hi, wi, 1)), "weights": np.zeros((1, 1, 4, 4)), "bias": np.zeros(1)}
+    arrays["picture"] = np.zeros((n, 2 * hi, 2 * wi, 1))
+    arrays = {name: value.astype(np.float32) for name, value in arrays.items()}
+    got = run_layer(cuda_host, kind, dtype, None, arrays, n=n, hi=hi, wi=wi, c0=1, co=1, splits=132,
+                    picture_h=2 * hi, picture_w=2 * wi, pixel_bytes=4)  # fmt: skip
+    assert bool(got["patch"]) == patch
 
 
 @pytest.mark.parametrize(("dtype", "tile", "rows"), [("f16", "16x32", 16), ("bf16", "64x32", 64)])

@@ -32,7 +32,24 @@ std::string kernel_id(const Launch& launch) {
   constexpr const char* kKinds[] = {"first", "conv", "deconv", "last"};
   constexpr const char* kTypes[] = {"f32", "f16", "bf16"};
   const TileShape tile = tile_shape(launch.tile);
-  return text("cuda/", kKinds[(int)launch.kind], "_", tile.bm, "x", tile.bn, "_", kTypes[(int)launch.dtype]);
+  const char* form = launch.args.cluster ? "_stream_" : launch.args.tiles_across ? "_patch_" : "_";
+  return text("cuda/", kKinds[(int)launch.kind], form, tile.bm, "x", tile.bn, "_", kTypes[(int)launch.dtype]);
+}
+
+// Stream kernels where the device has clusters and this build's kernels were made for them: what was made for an older
+// architecture and finished by the driver has none. Their blocks are allowed the shared memory that they ask for.
+Limits limits_of(const DeviceInfo& device, DType dtype) {
+  const Limits plain{device.sms};
+  if (!environment().cuda_cluster || !device.clusters || device.major < 9 || dtype == DType::kF32) return plain;
+  for (Kind kind : {Kind::kConv, Kind::kDeconv})
+    for (Tile tile : {Tile::k64x32, Tile::k16x32}) {
+      const auto* kernel = (const void*)(dtype == DType::kF16 ? stream_f16(kind, tile) : stream_bf16(kind, tile));
+      cudaFuncAttributes attributes;
+      P2P_CUDA_CALL(cudaFuncGetAttributes, &attributes, kernel);
+      if (attributes.ptxVersion < 90) return plain;
+      P2P_CUDA_CALL(cudaFuncSetAttribute, kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.block_shared);
+    }
+  return {device.sms, device.sm_shared, device.block_shared};
 }
 
 class CudaModel final : public CompiledModel {
@@ -112,7 +129,7 @@ CudaModel::CudaModel(Network network, WeightSource& weights, const CompileOption
     shared.network = std::move(network);
     shared.dtype = dtype_of(options.precision);
     shared.dropout_seed = options.dropout_seed;
-    shared.sms = info_.sms;
+    shared.limits = limits_of(info_, shared.dtype);
     shared.dependent_launch = environment().cuda_pdl && info_.major >= 9;
     for (int32_t i = 0; i < (int32_t)shared.network.layers.size(); ++i)
       upload(i, weights.fetch(shared.network.layers[i]));
@@ -301,7 +318,7 @@ std::vector<StepReport> CudaModel::report(const Plan& plan, const std::vector<do
     steps.push_back({layer.name, kernel_id(launch), a.hi, a.wi, layer.ci, ho, wo, layer.co, tile_shape(launch.tile).bm, 0,
                      (int64_t)a.n * a.mh * a.mw * live * depth * a.columns,
                      (int64_t)a.n * ho * wo * (up ? 4 : 16) * layer.ci * layer.co,
-                     live * depth * a.columns * value_bytes(launch.dtype), shared_bytes(launch.tile), 0.0,
+                     live * depth * a.columns * value_bytes(launch.dtype), shared_bytes(launch), 0.0,
                      step_us ? (*step_us)[i] : 0.0});
   }
   return steps;
@@ -327,7 +344,7 @@ std::vector<StepReport> CudaModel::plan(int32_t h, int32_t w) {
   check_process();
   check_size(h, w);
   const Shared& shared = runtime_->shared;
-  return report(make_plan(shared.network, shared.dtype, 1, h, w, shared.sms), nullptr);
+  return report(make_plan(shared.network, shared.dtype, 1, h, w, shared.limits), nullptr);
 }
 
 std::vector<StepReport> CudaModel::timed(int32_t h, int32_t w, int32_t repeats) {

@@ -5,6 +5,7 @@
 //   shared_load16 / _store  16 bytes of shared memory         ldmatrix_x4, mma_16816                 fragments
 //   load, store, shared_get, shared_set: one scalar           sync_block, fence, arrive              order
 //   grid_wait, grid_release: programmatic dependent launch    unpack, pack: pairs of 16-bit floats
+//   cluster_rank, cluster_arrive, cluster_wait, cluster_set2: the blocks of a cluster, only where P2P_CLUSTERS is 1
 #pragma once
 #include <cstdint>
 
@@ -17,6 +18,11 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#if __CUDA_ARCH__ >= 900
+#define P2P_CLUSTERS 1
+#else
+#define P2P_CLUSTERS 0
+#endif
 #define P2P_DEVICE __device__ __forceinline__
 #define P2P_KERNEL __global__ void __launch_bounds__(::p2p::cuda::kThreads, 1)
 
@@ -70,6 +76,23 @@ P2P_DEVICE void grid_release() {
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
+
+#if P2P_CLUSTERS
+P2P_DEVICE int32_t cluster_rank() {
+  int32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// A barrier of all threads of the cluster in two halves: what a thread wrote before it arrives is seen by whoever has waited.
+P2P_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+P2P_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// Two floats to where `at` lies in this block's shared memory, in that of block `rank`.
+P2P_DEVICE void cluster_set2(float* at, int32_t rank, float first, float second) {
+  uint32_t address = (uint32_t)__cvta_generic_to_shared(at);
+  asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
+  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(first), "f"(second) : "memory");
+}
+#endif
 
 // 16 bytes from global to shared memory, zeros where not `valid`. Before sm_80 an ordinary copy, at once.
 P2P_DEVICE void copy_async(char* to, const void* from, bool valid) {

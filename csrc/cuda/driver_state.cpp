@@ -40,7 +40,9 @@ DriverState driver_state() {
     cudaDeviceProp found;
     error = cudaGetDeviceProperties(&found, i);
     if (error == cudaSuccess)
-      state.devices.push_back({found.name, found.major, found.minor, found.multiProcessorCount, (int64_t)found.totalGlobalMem});
+      state.devices.push_back({found.name, found.major, found.minor, found.multiProcessorCount, (int64_t)found.totalGlobalMem,
+                               (int32_t)found.sharedMemPerMultiprocessor, (int32_t)found.sharedMemPerBlockOptin,
+                               found.clusterLaunch != 0});
   }
   cudaGetLastError();  // the runtime would report it again to whoever asks next
   state.missing = missing_of(error, driver, state);

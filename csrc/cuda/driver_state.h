@@ -11,6 +11,8 @@ struct DeviceInfo {
   int32_t major, minor;   // compute capability
   int32_t sms;
   int64_t memory_bytes;
+  int32_t sm_shared, block_shared;  // bytes of shared memory: of a multiprocessor, of a block at most
+  bool clusters;
 };
 
 struct DriverState {

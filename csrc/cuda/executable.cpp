@@ -10,24 +10,25 @@ namespace p2p::cuda {
 
 namespace {
 
-LayerKernel kernel_of(const Launch& launch) {
-  const LayerKernel kernel = launch.dtype == DType::kF16   ? layer_f16(launch.kind, launch.tile)
-                             : launch.dtype == DType::kF32 ? layer_f32(launch.kind, launch.tile)
-                                                           : layer_bf16(launch.kind, launch.tile);
-  P2P_ASSERT(kernel);
-  return kernel;
-}
-
 // The arguments' address is kept in `argument`, which must outlive the use of the result.
 cudaKernelNodeParams params_of(Launch& launch, void** argument) {
   *argument = &launch.args;
   cudaKernelNodeParams params{};
   params.func = (void*)kernel_of(launch);
+  P2P_ASSERT(params.func);
   params.gridDim = dim3(launch.grid_x, launch.grid_y, launch.grid_z);
   params.blockDim = dim3(kThreads, 1, 1);
-  params.sharedMemBytes = (unsigned)shared_bytes(launch.tile);
+  params.sharedMemBytes = (unsigned)shared_bytes(launch);
   params.kernelParams = argument;
   return params;
+}
+
+// Blocks of a row of the grid to a cluster.
+cudaLaunchAttributeValue cluster_of(const Launch& launch) {
+  cudaLaunchAttributeValue value{};
+  value.clusterDim.x = (unsigned)launch.args.cluster;
+  value.clusterDim.y = value.clusterDim.z = 1;
+  return value;
 }
 
 // The kernel may begin when the one in front has asked for it, and waits for its end by grid_wait.
@@ -79,7 +80,7 @@ void copy_u8(const ImageView& v, int32_t image, uint8_t* staged, bool out) {
 
 Executable::Executable(const Shared& shared, const Shape& shape, bool keep) : shared_(shared), shape_(shape) {
   const Network& network = shared.network;
-  plan_ = make_plan(network, shared.dtype, shape.n, shape.h, shape.w, shared.sms, keep);
+  plan_ = make_plan(network, shared.dtype, shape.n, shape.h, shape.w, shared.limits, keep);
   const std::string wrong = hazard(plan_);
   if (!wrong.empty()) throw std::logic_error("internal error: the CUDA plan: " + wrong);
 
@@ -141,6 +142,10 @@ GraphExec Executable::build(std::vector<cudaGraphNode_t>* kernels, bool copies) 
     const bool dependent = shared_.dependent_launch && awaited >= 0;
     const cudaGraphNode_t* before = awaited >= 0 ? &nodes[awaited] : copies ? &copied_in : nullptr;
     P2P_CUDA_CALL(cudaGraphAddKernelNode, &nodes[i], made, dependent ? nullptr : before, dependent || !before ? 0 : 1, &params);
+    if (launch.args.cluster) {
+      const cudaLaunchAttributeValue cluster = cluster_of(launch);
+      P2P_CUDA_CALL(cudaGraphKernelNodeSetAttribute, nodes[i], cudaLaunchAttributeClusterDimension, &cluster);
+    }
     if (dependent) add_dependent_edge(made, nodes[awaited], nodes[i]);
   }
   if (copies)
@@ -159,8 +164,18 @@ void Executable::launch_steps(cudaStream_t stream, std::vector<double>* step_us)
   for (size_t i = 0; i < plan_.steps.size(); ++i) {
     void* argument;
     const cudaKernelNodeParams params = params_of(plan_.steps[i].launch, &argument);
-    P2P_CUDA_CALL(cudaLaunchKernel, params.func, params.gridDim, params.blockDim, params.kernelParams,
-                  (size_t)params.sharedMemBytes, stream);
+    const Launch& launch = plan_.steps[i].launch;
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val = cluster_of(launch);
+    cudaLaunchConfig_t config{};
+    config.gridDim = params.gridDim;
+    config.blockDim = params.blockDim;
+    config.dynamicSmemBytes = params.sharedMemBytes;
+    config.stream = stream;
+    config.attrs = &cluster;
+    config.numAttrs = launch.args.cluster ? 1 : 0;
+    P2P_CUDA_CALL(cudaLaunchKernelExC, &config, params.func, params.kernelParams);
     if (step_us) P2P_CUDA_CALL(cudaEventRecord, marks[i + 1].get(), stream);
   }
   if (!step_us) return;

@@ -24,7 +24,7 @@ struct Shared {
   DType dtype;
   std::optional<uint64_t> dropout_seed;
   std::vector<LayerData> layers;  // addresses on the device
-  int32_t sms;
+  Limits limits;
   bool dependent_launch;          // programmatic edges between the kernels
 };
 

@@ -65,6 +65,7 @@ struct LayerArgs {
   int32_t live_h[2][2], live_w[2][2];  // [phase parity][begin, end): taps that meet more than padding somewhere
   int32_t images_per_tile;          // > 1: a tile holds whole images
   int32_t tiles_per_image;          // > 1: an image has several tiles
+  int32_t tiles_across;             // > 0: a kernel of patch.cuh, whose tiles are squares
   int32_t phases, splits;           // grid z = phases * splits; a split sums a part of the depth
 
   float* partial;        // [tile][split][bm * bn]; null without splits
@@ -78,6 +79,12 @@ struct LayerArgs {
   float* affine;         // [n][2][co_stored]
 
   const uint64_t* dropout;  // {seed, frame of the first image}; null: off
+
+  // A stream kernel (stream.cuh): `cluster` blocks share the depth by channels, and dst becomes the normalised map. 0: a
+  // kernel of layer.cuh, and dst the raw one.
+  int32_t cluster;
+  int32_t planes;        // slices of 64 channels that a block has at most
+  int32_t stage_slices;  // slices of weights that arrive together
 };
 
 struct TileShape {
@@ -94,6 +101,7 @@ P2P_BOTH constexpr TileShape tile_shape(Tile tile) {
 }
 constexpr int32_t kSliceBytes = 128;  // of depth: 64 16-bit values or 32 floats
 
+// Of a kernel of layer.cuh.
 constexpr int32_t shared_bytes(Tile tile) {
   const TileShape s = tile_shape(tile);
   const int32_t loop = (2 * s.bm + s.stages * s.bn) * kSliceBytes;
@@ -101,18 +109,67 @@ constexpr int32_t shared_bytes(Tile tile) {
   return loop > end ? loop : end;
 }
 
-// A kernel of layer.cuh; called by the launch of cudart or of the host shim.
+// A kernel of patch.cuh: a tile's rows are a square of pixels, its patch that and what the taps see around it. The taps of a
+// convolution fall into four groups of 2x2, each of which sees every other pixel of every other row.
+constexpr int32_t kPatchSide = 8;
+P2P_BOTH constexpr int32_t patch_pixels(Kind kind) {
+  const int32_t side = kPatchSide + (kind == Kind::kLast ? 2 : 1);
+  return side * side;
+}
+constexpr int32_t patch_shared_bytes(Kind kind, Tile tile) {
+  const TileShape s = tile_shape(tile);
+  const int32_t loop = (2 * patch_pixels(kind) + s.stages * s.bn) * kSliceBytes, end = (s.bm * (s.bn + 4) + kThreads) * 4;
+  return loop > end ? loop : end;
+}
+
+// Where things lie in the shared memory of a stream kernel; its ring of weights comes first.
+constexpr int32_t kStreamStages = 4;
+struct StreamShared {
+  int32_t patch;    // [plane][pixel of the input maps] slices, and one of zeros
+  int32_t inbox;    // [rank][phase][pixel][bn / cluster] f32: what the cluster's blocks found for this block's columns
+  int32_t scratch;  // a float a thread
+  int32_t end;
+};
+P2P_BOTH constexpr StreamShared stream_shared(const LayerArgs& a, Tile tile) {
+  const int32_t bn = tile_shape(tile).bn;
+  StreamShared s{};
+  s.patch = kStreamStages * a.stage_slices * bn * kSliceBytes;
+  s.inbox = s.patch + (a.planes * a.n * a.hi * a.wi + 1) * kSliceBytes;
+  s.scratch = s.inbox + a.phases * a.n * a.mh * a.mw * bn * 4;
+  s.end = s.scratch + kThreads * 4;
+  return s;
+}
+
+// A kernel of layer.cuh, patch.cuh or stream.cuh; called by the launch of cudart or of the host shim. Null where there is none.
 using LayerKernel = void (*)(const LayerArgs);
 LayerKernel layer_f32(Kind kind, Tile tile);
 LayerKernel layer_f16(Kind kind, Tile tile);
 LayerKernel layer_bf16(Kind kind, Tile tile);
+LayerKernel patch_f16(Kind kind, Tile tile);
+LayerKernel patch_bf16(Kind kind, Tile tile);
+LayerKernel stream_f16(Kind kind, Tile tile);
+LayerKernel stream_bf16(Kind kind, Tile tile);
 
 struct Launch {
   Kind kind;
   DType dtype;
   Tile tile;
-  int32_t grid_x, grid_y, grid_z;  // row tiles, column tiles, phases * splits
+  int32_t grid_x, grid_y, grid_z;  // row tiles, column tiles, phases * splits; of a stream kernel: cluster, column tiles, 1
   LayerArgs args;
 };
+
+inline LayerKernel kernel_of(const Launch& launch) {
+  const bool half = launch.dtype == DType::kF16;
+  if (launch.dtype == DType::kF32)
+    return launch.args.cluster || launch.args.tiles_across ? nullptr : layer_f32(launch.kind, launch.tile);
+  if (launch.args.cluster) return half ? stream_f16(launch.kind, launch.tile) : stream_bf16(launch.kind, launch.tile);
+  if (launch.args.tiles_across) return half ? patch_f16(launch.kind, launch.tile) : patch_bf16(launch.kind, launch.tile);
+  return half ? layer_f16(launch.kind, launch.tile) : layer_bf16(launch.kind, launch.tile);
+}
+inline int32_t shared_bytes(const Launch& launch) {
+  return launch.args.cluster        ? stream_shared(launch.args, launch.tile).end
+         : launch.args.tiles_across ? patch_shared_bytes(launch.kind, launch.tile)
+                                    : shared_bytes(launch.tile);
+}
 
 }  // namespace p2p::cuda

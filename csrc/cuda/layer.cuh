@@ -11,6 +11,7 @@
 //
 // Blocks meet only in `arrive`; whoever comes last reads in a fixed order, so that every run gives the same bits.
 // Rows of a slice are 128 bytes, their 16-byte pieces permuted by row % 8: ldmatrix and stores meet no bank conflict.
+// Other forms of the same: patch.cuh for large maps, stream.cuh for small ones.
 // Read next: kernels.h for the arguments, network.cpp for who sets them, docs/cuda.md for a drawing.
 #pragma once
 #include "device.cuh"
@@ -36,6 +37,10 @@ struct Cursor {
 struct LiveTaps {
   int32_t h0, h1, w0, w1;
 };
+P2P_DEVICE LiveTaps live_of(const LayerArgs& a, int32_t phase) {
+  const int32_t ph = phase / 2, pw = phase % 2;
+  return {a.live_h[ph][0], a.live_h[ph][1], a.live_w[pw][0], a.live_w[pw][1]};
+}
 
 P2P_DEVICE Cursor cursor_at(const LayerArgs& a, const LiveTaps& live, int32_t piece) {
   const int32_t tap = piece / a.chunks_per_tap, wide = live.w1 - live.w0;
@@ -92,6 +97,67 @@ P2P_DEVICE Vec16 pack_vec(const float* values) {
     else v.word[i] = pack<kType>(values[2 * i], values[2 * i + 1]);
   }
   return v;
+}
+
+// What the layer makes of 16 bytes of a source, at channel c of pixel (y, x): norm, dropout, activation, rounding.
+template <DType kType>
+P2P_DEVICE Vec16 prepared(const LayerArgs& a, const Source& s, int32_t image, int32_t y, int32_t x, int32_t c, const Vec16& raw,
+                          bool dropout) {
+  float v[kVec<kType>];
+  unpack_vec<kType>(raw, v);
+  if (s.affine) {
+    const float* affine = s.affine + (int64_t)image * 2 * s.channels + c;
+    Vec16 scale[kVec<kType> / 4], shift[kVec<kType> / 4];
+#pragma unroll
+    for (int32_t j = 0; j < kVec<kType>; j += 4) {
+      scale[j / 4] = load16(affine + j);
+      shift[j / 4] = load16(affine + s.channels + j);
+    }
+#pragma unroll
+    for (int32_t j = 0; j < kVec<kType>; ++j)
+      v[j] = fused(v[j], bits_float(scale[j / 4].word[j % 4]), bits_float(shift[j / 4].word[j % 4]));
+  }
+  if (dropout) {
+    const int64_t pixel = (int64_t)y * a.wi + x;
+#pragma unroll
+    for (int32_t j = 0; j < kVec<kType>; ++j)
+      v[j] = kept(load(a.dropout), load(a.dropout + 1) + image, s.dropout_layer, pixel * s.dropout_channels + c + j)
+                 ? 2.0f * v[j]
+                 : 0.0f;
+  }
+#pragma unroll
+  for (int32_t j = 0; j < kVec<kType>; ++j) v[j] = max_of(v[j], a.slope * v[j]);
+  return pack_vec<kType>(v);
+}
+
+P2P_DEVICE bool drops(const LayerArgs& a, const Source& s) { return s.dropout_layer >= 0 && a.dropout; }
+
+// Of a channel's mean and variance; one that is constant but for the rounding of its mean comes out as beta.
+struct ScaleShift {
+  float scale, shift;
+};
+P2P_DEVICE ScaleShift norm_of(const LayerArgs& a, int32_t channel, float mean, float variance) {
+  const float noise = mean * 2.4e-7f;
+  const bool varies = variance > noise * noise && channel < a.co;
+  const float gamma = channel < a.co ? load(a.gamma + channel) : 0.0f, beta = channel < a.co ? load(a.beta + channel) : 0.0f;
+  const float scale = varies ? gamma / root(variance + a.eps) : 0.0f;
+  return {scale, varies ? beta - mean * scale : beta};
+}
+
+// Which pixels of an image are the rows of its tile t: row r is pixel (y + i / across, x + i % across), i = offset + r.
+struct RowTile {
+  int32_t y, x, across, offset, rows;
+};
+template <Tile kTile>
+P2P_DEVICE RowTile row_tile(const LayerArgs& a, int32_t t) {
+  constexpr int32_t bm = tile_shape(kTile).bm;
+  if (a.tiles_across > 0) {  // a square, cut at the map's edges
+    const int32_t y = t / a.tiles_across * kPatchSide, x = t % a.tiles_across * kPatchSide;
+    const int32_t down = a.mh - y < kPatchSide ? a.mh - y : kPatchSide, across = a.mw - x < kPatchSide ? a.mw - x : kPatchSide;
+    return {y, x, across, 0, down * across};
+  }
+  const int32_t left = a.mh * a.mw - t * bm;
+  return {0, 0, a.mw, t * bm, left < bm ? left : bm};
 }
 
 // The pixels that one thread brings to each slice: rows thread / 8 + 16 i, piece thread % 8.
@@ -183,35 +249,10 @@ struct Pixels {
       const bool second = at.piece >= pieces0;
       const Source& s = a.src[second];
       const int32_t c = (at.piece - (second ? pieces0 : 0)) * kVec<kType>;
-      Vec16 scale[kVec<kType> / 4], shift[kVec<kType> / 4];
 #pragma unroll
       for (int32_t i = 0; i < kRows; ++i) {
         if (!(inside >> i & 1)) continue;
-        float v[kVec<kType>];
-        unpack_vec<kType>(raw[i], v);
-        if (s.affine) {
-          const float* affine = s.affine + (int64_t)image[i] * 2 * s.channels + c;
-#pragma unroll
-          for (int32_t j = 0; j < kVec<kType>; j += 4) {
-            scale[j / 4] = load16(affine + j);
-            shift[j / 4] = load16(affine + s.channels + j);
-          }
-#pragma unroll
-          for (int32_t j = 0; j < kVec<kType>; ++j)
-            v[j] = fused(v[j], bits_float(scale[j / 4].word[j % 4]), bits_float(shift[j / 4].word[j % 4]));
-        }
-        if (s.dropout_layer >= 0 && a.dropout) {
-          const int64_t pixel = (int64_t)(y[i] + at.th) * a.wi + x[i] + at.tw;
-#pragma unroll
-          for (int32_t j = 0; j < kVec<kType>; ++j)
-            v[j] = kept(load(a.dropout), load(a.dropout + 1) + image[i], s.dropout_layer,
-                        pixel * s.dropout_channels + c + j)
-                       ? 2.0f * v[j]
-                       : 0.0f;
-        }
-#pragma unroll
-        for (int32_t j = 0; j < kVec<kType>; ++j) v[j] = max_of(v[j], a.slope * v[j]);
-        raw[i] = pack_vec<kType>(v);
+        raw[i] = prepared<kType>(a, s, image[i], y[i] + at.th, x[i] + at.tw, c, raw[i], drops(a, s));
       }
     }
 #pragma unroll
@@ -240,10 +281,11 @@ struct Accumulators {
         for (int32_t i = 0; i < (kTensor ? 4 : 1); ++i) v[m][n][i] = 0.0f;
   }
 
-  P2P_DEVICE void multiply(const char* pixels, const char* weights) {
+  // pixels(m, row, piece): the address of a piece of the row, which is row m of those that this thread names to ldmatrix.
+  template <class F>
+  P2P_DEVICE void multiply(F pixels, const char* weights) {
     if constexpr (kTensor) {
-      const int32_t warp = thread_index() / 32, lane = thread_index() % 32;
-      const int32_t row0 = warp / kWarpsN * kWarpRows, column0 = warp % kWarpsN * kWarpColumns;
+      const int32_t lane = thread_index() % 32, row0 = first_row(), column0 = first_column();
 #pragma unroll
       for (int32_t k = 0; k < kPieces; k += 4) {  // 32 values of depth
         uint32_t b[kNT][4];
@@ -255,7 +297,7 @@ struct Accumulators {
 #pragma unroll
           for (int32_t m = 0; m < kMT; ++m) {
             uint32_t r[4];
-            ldmatrix_x4(r, pixels + piece_offset(row0 + 16 * m + (lane & 15), k + 2 * half + (lane >> 4)));
+            ldmatrix_x4(r, pixels(m, row0 + 16 * m + (lane & 15), k + 2 * half + (lane >> 4)));
 #pragma unroll
             for (int32_t n = 0; n < kNT; ++n) mma_16816<kType>(v[m][n], r, b[n][2 * half], b[n][2 * half + 1]);
           }
@@ -269,7 +311,7 @@ struct Accumulators {
           w[n] = shared_get((const float*)(weights + piece_offset(tx + 16 * n, k / 4)) + k % 4);
 #pragma unroll
         for (int32_t m = 0; m < kMT; ++m) {
-          const float p = shared_get((const float*)(pixels + piece_offset(ty + 8 * m, k / 4)) + k % 4);
+          const float p = shared_get((const float*)pixels(m, ty + 8 * m, k / 4) + k % 4);
 #pragma unroll
           for (int32_t n = 0; n < kNT; ++n) v[m][n][0] = fused(p, w[n], v[m][n][0]);
         }
@@ -277,23 +319,37 @@ struct Accumulators {
     }
   }
 
-  // f(row, column, value) for every element that this thread holds.
+  // The first of the rows and of the columns that this warp's tensor-core products are for.
+  P2P_DEVICE static int32_t first_row() { return thread_index() / 32 / kWarpsN * kWarpRows; }
+  P2P_DEVICE static int32_t first_column() { return thread_index() / 32 % kWarpsN * kWarpColumns; }
+
+  // f(row, column, value, value of the next column) for every element of tensor cores that this thread holds.
   template <class F>
-  P2P_DEVICE void each(F f) const {
+  P2P_DEVICE void each_two(F f) const {
+    const int32_t lane = thread_index() % 32, row = first_row() + lane / 4, column = first_column() + lane % 4 * 2;
 #pragma unroll
     for (int32_t m = 0; m < kMT; ++m)
 #pragma unroll
       for (int32_t n = 0; n < kNT; ++n) {
-        if constexpr (kTensor) {
-          const int32_t warp = thread_index() / 32, lane = thread_index() % 32;
-          const int32_t row = warp / kWarpsN * kWarpRows + 16 * m + lane / 4;
-          const int32_t column = warp % kWarpsN * kWarpColumns + 8 * n + lane % 4 * 2;
-#pragma unroll
-          for (int32_t i = 0; i < 4; ++i) f(row + i / 2 * 8, column + i % 2, v[m][n][i]);
-        } else {
-          f(thread_index() / 16 + 8 * m, thread_index() % 16 + 16 * n, v[m][n][0]);
-        }
+        f(row + 16 * m, column + 8 * n, v[m][n][0], v[m][n][1]);
+        f(row + 16 * m + 8, column + 8 * n, v[m][n][2], v[m][n][3]);
       }
+  }
+
+  // f(row, column, value) for every element that this thread holds.
+  template <class F>
+  P2P_DEVICE void each(F f) const {
+    if constexpr (kTensor) {
+      each_two([&](int32_t row, int32_t column, float first, float second) {
+        f(row, column, first);
+        f(row, column + 1, second);
+      });
+    } else {
+#pragma unroll
+      for (int32_t m = 0; m < kMT; ++m)
+#pragma unroll
+        for (int32_t n = 0; n < kNT; ++n) f(thread_index() / 16 + 8 * m, thread_index() % 16 + 16 * n, v[m][n][0]);
+    }
   }
 };
 
@@ -341,11 +397,7 @@ P2P_DEVICE void take_statistics(const LayerArgs& a, const float* tile, float* sc
   const int32_t images = whole ? (a.n - first_image < a.images_per_tile ? a.n - first_image : a.images_per_tile) : 1;
   const int32_t tile_in_image = whole ? 0 : block_x() % a.tiles_per_image;
 
-  // Rows of tile t of an image.
-  const auto rows_of = [&](int32_t t) {
-    const int32_t left = pixels - t * shape.bm;
-    return left < shape.bm ? left : shape.bm;
-  };
+  const auto rows_of = [&](int32_t t) { return row_tile<kTile>(a, t).rows; };
   const int32_t rows = rows_of(tile_in_image);
   for (int32_t g = 0; g < images; ++g) {
     const float* from = tile + g * rows * stride + column;
@@ -380,14 +432,10 @@ P2P_DEVICE void take_statistics(const LayerArgs& a, const float* tile, float* sc
     }
     const float variance = sum_of_parts<kTile>(squares, scratch) / count;
     if (part == 0 && stored) {
-      // A channel that is constant but for the rounding of its mean comes out as beta.
-      const float noise = mean * 2.4e-7f;
-      const bool varies = variance > noise * noise && channel < a.co;
-      const float gamma = channel < a.co ? load(a.gamma + channel) : 0.0f, beta = channel < a.co ? load(a.beta + channel) : 0.0f;
-      const float scale = varies ? gamma / root(variance + a.eps) : 0.0f;
+      const ScaleShift norm = norm_of(a, channel, mean, variance);
       float* affine = a.affine + (int64_t)(first_image + g) * 2 * a.co_stored + channel;
-      store(affine, scale);
-      store(affine + a.co_stored, varies ? beta - mean * scale : beta);
+      store(affine, norm.scale);
+      store(affine + a.co_stored, norm.shift);
     }
   }
 }
@@ -408,19 +456,22 @@ P2P_DEVICE void store_tile(const LayerArgs& a, const float* tile, int32_t ph, in
   constexpr int32_t stride = shape.bn + 4;
   const int32_t pixels = a.mh * a.mw;
   constexpr int32_t across = kKind == Kind::kLast ? shape.bn : shape.bn / kVec<kType>;  // items in a row
+  const RowTile rows = row_tile<kTile>(a, block_x() % a.tiles_per_image);
   for (int32_t item = thread_index(); item < shape.bm * across; item += kThreads) {
     const int32_t row = item / across;
-    int32_t image, pixel;
+    int32_t image, my, mx;
     if (a.images_per_tile > 1) {
-      const int32_t in_tile = row / pixels;
+      const int32_t in_tile = row / pixels, pixel = row - in_tile * pixels;
       image = in_tile < a.images_per_tile ? block_x() * a.images_per_tile + in_tile : a.n;
-      pixel = row - in_tile * pixels;
+      my = pixel / a.mw;
+      mx = pixel - my * a.mw;
     } else {
-      image = block_x() / a.tiles_per_image;
-      pixel = block_x() % a.tiles_per_image * shape.bm + row;
+      image = row < rows.rows ? block_x() / a.tiles_per_image : a.n;
+      my = (rows.offset + row) / rows.across;
+      mx = rows.x + rows.offset + row - my * rows.across;
+      my += rows.y;
     }
-    if (image >= a.n || pixel >= pixels) continue;
-    const int32_t my = pixel / a.mw, mx = pixel - my * a.mw;
+    if (image >= a.n) continue;
     if constexpr (kKind == Kind::kLast) {
       const int32_t column = block_y() * shape.bn + item % across;
       if (column >= a.columns) continue;
@@ -439,10 +490,44 @@ P2P_DEVICE void store_tile(const LayerArgs& a, const float* tile, int32_t ph, in
         if constexpr (kType == DType::kF16) v[j] = max_of(min_of(v[j], 65504.0f), -65504.0f);
       }
       const int64_t at = kKind == Kind::kDeconv ? ((int64_t)image * 2 * a.mh + 2 * my + ph) * 2 * a.mw + 2 * mx + pw
-                                                : (int64_t)image * pixels + pixel;
+                                                : ((int64_t)image * a.mh + my) * a.mw + mx;
       store16((char*)a.dst + (at * a.co_stored + channel) * (16 / kVec<kType>), pack_vec<kType>(v));
     }
   }
+}
+
+// From a block's sums to its part of the output: splits, bias, the tile, statistics.
+template <DType kType, Tile kTile, Kind kKind>
+P2P_DEVICE void finish(const LayerArgs& a, const Accumulators<kType, kTile>& sums, int32_t phase, int32_t split) {
+  constexpr TileShape shape = tile_shape(kTile);
+  sync_block();
+
+  // The slices' memory becomes the tile of f32 values.
+  float* const tile = (float*)shared_memory();
+  float* const scratch = tile + shape.bm * (shape.bn + 4);
+  const auto finished = [&](int32_t column, float sum) {
+    const int32_t at = block_y() * shape.bn + column;
+    if constexpr (kKind == Kind::kFirst) sum = a.picture.bytes == 1 ? sum * (1.0f / 127.5f) : sum;
+    return a.bias && at < a.columns ? sum + load(a.bias + (kKind == Kind::kLast ? at % a.co : at)) : sum;
+  };
+  if (a.splits == 1) {
+    sums.each([&](int32_t row, int32_t column, float v) { shared_set(tile + row * (shape.bn + 4) + column, finished(column, v)); });
+  } else {
+    constexpr int32_t size = shape.bm * shape.bn;
+    const int32_t tile_index = (phase * blocks_y() + block_y()) * blocks_x() + block_x();
+    float* const partial = a.partial + (int64_t)tile_index * a.splits * size;
+    sums.each([&](int32_t row, int32_t column, float v) { store(partial + (int64_t)split * size + row * shape.bn + column, v); });
+    if (!last_to_arrive(a.split_done + tile_index, a.splits, scratch)) return;
+    for (int32_t i = thread_index(); i < size; i += kThreads) {
+      float sum = 0.0f;
+      for (int32_t p = 0; p < a.splits; ++p) sum += load_of_blocks(partial + (int64_t)p * size + i);
+      shared_set(tile + i / shape.bn * (shape.bn + 4) + i % shape.bn, finished(i % shape.bn, sum));
+    }
+  }
+  sync_block();
+  store_tile<kType, kTile, kKind>(a, tile, phase / 2, phase % 2);
+  if constexpr (kKind == Kind::kConv || kKind == Kind::kDeconv)
+    if (a.affine) take_statistics<kTile>(a, tile, scratch, phase);
 }
 
 template <DType kType, Tile kTile, Kind kKind>
@@ -454,7 +539,7 @@ P2P_KERNEL layer_kernel(const LayerArgs a) {
 
   const int32_t phase = block_z() / a.splits, split = block_z() % a.splits;
   const int32_t ph = phase / 2, pw = phase % 2;
-  const LiveTaps live{a.live_h[ph][0], a.live_h[ph][1], a.live_w[pw][0], a.live_w[pw][1]};
+  const LiveTaps live = live_of(a, phase);
   const int32_t pieces = (live.h1 - live.h0) * (live.w1 - live.w0) * a.chunks_per_tap;
   const int32_t slices = (pieces + kPieces - 1) / kPieces;
   const int32_t begin = (int64_t)slices * split / a.splits, count = (int64_t)slices * (split + 1) / a.splits - begin;
@@ -499,37 +584,12 @@ P2P_KERNEL layer_kernel(const LayerArgs a) {
     }
     sync_block();  // slice s is whole; nobody reads slice s - 1 any more
     ask_for_weights(s + shape.stages - 1);
-    sums.multiply(pixel_slices + s % 2 * kPixelSlice, weight_slices + s % shape.stages * kWeightSlice);
+    const char* const slice = pixel_slices + s % 2 * kPixelSlice;
+    sums.multiply([&](int32_t, int32_t row, int32_t at) { return slice + piece_offset(row, at); },
+                  weight_slices + s % shape.stages * kWeightSlice);
     if (s + 1 < count) pixels.put(a, pixel_slices + (s + 1) % 2 * kPixelSlice);
   }
-  sync_block();
-
-  // The slices' memory becomes the tile of f32 values.
-  float* const tile = (float*)shared_memory();
-  float* const scratch = tile + shape.bm * (shape.bn + 4);
-  const auto finished = [&](int32_t column, float sum) {
-    const int32_t at = block_y() * shape.bn + column;
-    if constexpr (kKind == Kind::kFirst) sum = a.picture.bytes == 1 ? sum * (1.0f / 127.5f) : sum;
-    return a.bias && at < a.columns ? sum + load(a.bias + (kKind == Kind::kLast ? at % a.co : at)) : sum;
-  };
-  if (a.splits == 1) {
-    sums.each([&](int32_t row, int32_t column, float v) { shared_set(tile + row * (shape.bn + 4) + column, finished(column, v)); });
-  } else {
-    constexpr int32_t size = shape.bm * shape.bn;
-    const int32_t tile_index = (phase * blocks_y() + block_y()) * blocks_x() + block_x();
-    float* const partial = a.partial + (int64_t)tile_index * a.splits * size;
-    sums.each([&](int32_t row, int32_t column, float v) { store(partial + (int64_t)split * size + row * shape.bn + column, v); });
-    if (!last_to_arrive(a.split_done + tile_index, a.splits, scratch)) return;
-    for (int32_t i = thread_index(); i < size; i += kThreads) {
-      float sum = 0.0f;
-      for (int32_t p = 0; p < a.splits; ++p) sum += load_of_blocks(partial + (int64_t)p * size + i);
-      shared_set(tile + i / shape.bn * (shape.bn + 4) + i % shape.bn, finished(i % shape.bn, sum));
-    }
-  }
-  sync_block();
-  store_tile<kType, kTile, kKind>(a, tile, ph, pw);
-  if constexpr (kKind == Kind::kConv || kKind == Kind::kDeconv)
-    if (a.affine) take_statistics<kTile>(a, tile, scratch, phase);
+  finish<kType, kTile, kKind>(a, sums, phase, split);
 }
 
 // The kernels of one precision: every tile for maps, one for pictures. Null where there is none.

@@ -13,6 +13,9 @@ namespace {
 
 constexpr int32_t kSplitsMax = 16;
 constexpr int32_t kSlicesPerSplit = 4;  // fewer would not fill the pipeline
+constexpr int32_t kClusterMax = 8;      // what every device with clusters takes
+constexpr int32_t kPiecesPerRank = 4;   // half a slice: fewer would multiply zeros
+constexpr int32_t kSmReserved = 1 << 10;  // shared memory of a multiprocessor that each block costs beside its own
 
 bool up(Kind kind) { return kind == Kind::kDeconv || kind == Kind::kLast; }
 
@@ -29,6 +32,14 @@ void live_taps(int32_t taps, int32_t stride, int32_t first, int32_t rows, int32_
   live[1] = taps;
   while (live[0] < taps && !alive(live[0])) ++live[0];
   while (live[1] > live[0] + 1 && !alive(live[1] - 1)) --live[1];
+}
+
+// Slices of weights that a block of a stream kernel reads.
+int32_t stream_slices(const LayerArgs& a) {
+  int32_t taps = 0;
+  for (int32_t phase = 0; phase < a.phases; ++phase)
+    taps += (a.live_h[phase / 2][1] - a.live_h[phase / 2][0]) * (a.live_w[phase % 2][1] - a.live_w[phase % 2][0]);
+  return taps * a.planes;
 }
 
 void write(DType dtype, char* to, int64_t index, float value) {
@@ -85,29 +96,86 @@ Launch launch_of(const LayerShape& s) {
 
   P2P_REQUIRE((int64_t)s.hi * s.wi <= 1 << 28, "picture of ", s.hi, "x", s.wi, " is out of range");
   const int32_t pixels = a.mh * a.mw;
+  if (s.cluster) {
+    P2P_ASSERT(s.n * pixels <= tile.bm && tile.bn % (4 * s.cluster) == 0);
+    a.cluster = s.cluster;
+    a.splits = a.images_per_tile = a.tiles_per_image = 1;
+    a.planes = divide_up(divide_up(a.chunks_per_tap, s.cluster), kSliceBytes / 16);
+    a.stage_slices = s.stage_slices ? s.stage_slices : divide_up(stream_slices(a), kStreamStages);
+    launch.grid_x = s.cluster;
+    launch.grid_y = divide_up(a.co_stored, tile.bn);
+    launch.grid_z = 1;
+    return launch;
+  }
   a.images_per_tile = pixels <= tile.bm / 2 ? std::min(s.n, tile.bm / pixels) : 1;
   a.tiles_per_image = a.images_per_tile > 1 ? 1 : divide_up(pixels, tile.bm);
+  if (s.patch) {
+    a.images_per_tile = 1;
+    a.tiles_across = divide_up(a.mw, kPatchSide);
+    a.tiles_per_image = a.tiles_across * divide_up(a.mh, kPatchSide);
+  }
   launch.grid_x = a.images_per_tile > 1 ? divide_up(s.n, a.images_per_tile) : s.n * a.tiles_per_image;
   launch.grid_y = divide_up(s.kind == Kind::kLast ? a.columns : a.co_stored, tile.bn);
   launch.grid_z = a.phases * a.splits;
   return launch;
 }
 
-void choose_tile(LayerShape& s, int32_t sms) {
+namespace {
+
+// Whether a kernel of patch.cuh serves the layer: where there are hardly more square tiles than others.
+bool patch_fits(LayerShape s) {
+  if (s.dtype == DType::kF32 || !(s.kind == Kind::kLast || s.tile == Tile::k64x64)) return false;
+  const Launch rows = launch_of(s);
+  s.patch = true;
+  return rows.args.images_per_tile == 1 && 4 * launch_of(s).grid_x <= 5 * rows.grid_x;
+}
+
+// Whether a stream kernel serves the layer; then its cluster and ring are set. The ring takes what is left of half a
+// multiprocessor, so that the next layer's blocks fit beside these and fetch their weights; where that is less than half of
+// the weights, of a whole block's.
+bool choose_stream(LayerShape& s, const Limits& limits) {
+  if (!limits.block_shared || s.dtype == DType::kF32) return false;
+  const TileShape tile = tile_shape(s.tile);
   s.splits = 1;
+  s.cluster = 1;
+  s.stage_slices = 0;
+  const Launch one = launch_of(s);
+  while (s.cluster < kClusterMax && 2 * s.cluster * one.grid_y <= limits.sms &&
+         2 * s.cluster * kPiecesPerRank <= one.args.chunks_per_tap)
+    s.cluster *= 2;
+  Launch launch = launch_of(s);
+  const int32_t wanted = launch.args.stage_slices;
+  launch.args.stage_slices = 0;
+  const int32_t others = shared_bytes(launch), stage = kStreamStages * tile.bn * kSliceBytes;
+  const auto fitting = [&](int32_t bytes) { return std::min(wanted, (std::min(bytes, limits.block_shared) - others) / stage); };
+  s.stage_slices = fitting(limits.sm_shared / 2 - kSmReserved);
+  if (2 * s.stage_slices < wanted) s.stage_slices = fitting(limits.block_shared);
+  if (s.stage_slices > 0) return true;
+  s.cluster = s.stage_slices = 0;
+  return false;
+}
+
+}  // namespace
+
+void choose_tile(LayerShape& s, const Limits& limits) {
+  s.splits = 1;
+  s.cluster = s.stage_slices = 0;
   s.tile = s.kind == Kind::kLast ? Tile::k64x16 : Tile::k64x64;
-  if (s.kind == Kind::kFirst || s.kind == Kind::kLast) return;
+  s.patch = false;
+  if (s.kind == Kind::kFirst) return;
   const int64_t rows = (int64_t)s.n * (s.kind == Kind::kConv ? s.hi / 2 * (s.wi / 2) : s.hi * s.wi);
-  if (s.dtype != DType::kF32) {
-    if (rows <= 16) s.tile = Tile::k16x32;
-    else if (rows <= 64) s.tile = Tile::k64x32;
+  if (s.dtype != DType::kF32 && s.kind != Kind::kLast && rows <= 64) {
+    s.tile = rows <= 16 ? Tile::k16x32 : Tile::k64x32;
+    if (choose_stream(s, limits)) return;
   }
+  s.patch = patch_fits(s);
+  if (s.kind == Kind::kLast) return;
   const Launch one = launch_of(s);
   const LayerArgs& a = one.args;
   const int64_t blocks = (int64_t)one.grid_x * one.grid_y * one.grid_z;
   const int32_t live = (a.live_h[0][1] - a.live_h[0][0]) * (a.live_w[0][1] - a.live_w[0][0]);
   const int32_t slices = divide_up(live * a.chunks_per_tap, kSliceBytes / 16);
-  s.splits = (int32_t)std::clamp<int64_t>(sms / blocks, 1, std::clamp(slices / kSlicesPerSplit, 1, kSplitsMax));
+  s.splits = (int32_t)std::clamp<int64_t>(limits.sms / blocks, 1, std::clamp(slices / kSlicesPerSplit, 1, kSplitsMax));
 }
 
 LayerNeeds needs_of(const Launch& launch) {
@@ -116,6 +184,7 @@ LayerNeeds needs_of(const Launch& launch) {
   LayerNeeds needs{};
   if (launch.kind != Kind::kLast)
     needs.dst_bytes = checked_product({a.n, a.mh, a.mw, a.phases, a.co_stored, value_bytes(launch.dtype)});
+  if (a.cluster) return needs;  // all else stays in the cluster
   needs.stats_bytes = checked_product({a.n, a.phases, a.tiles_per_image, 2, a.co_stored, 4});
   needs.affine_bytes = checked_product({a.n, 2, a.co_stored, 4});
   const int64_t tiles = checked_product({launch.grid_x, launch.grid_y, a.phases});
@@ -197,7 +266,7 @@ PackedLayer pack_layer(const Network& network, int32_t index, DType dtype, const
   return packed;
 }
 
-Plan make_plan(const Network& network, DType dtype, int32_t n, int32_t h, int32_t w, int32_t sms, bool keep) {
+Plan make_plan(const Network& network, DType dtype, int32_t n, int32_t h, int32_t w, const Limits& limits, bool keep) {
   Plan plan;
   plan.n = n;
   plan.h = h;
@@ -209,7 +278,7 @@ Plan make_plan(const Network& network, DType dtype, int32_t n, int32_t h, int32_
     const Layer& layer = network.layers[i];
     LayerShape shape{kind_of(network, i), dtype, Tile::k64x64, n, hi, wi, 0, 0, layer.co, 1};
     split_channels(network, layer, shape.c0, shape.c1);
-    choose_tile(shape, sms);
+    choose_tile(shape, keep ? Limits{limits.sms} : limits);
     Step step;
     step.launch = launch_of(shape);
     step.launch.args.slope = layer.slope;
@@ -331,7 +400,12 @@ std::vector<Use> uses_of(const Plan& plan, int32_t index) {
 std::string hazard(const Plan& plan) {
   const int32_t count = (int32_t)plan.steps.size();
   std::vector<std::vector<Use>> uses;
-  for (int32_t i = 0; i < count; ++i) uses.push_back(uses_of(plan, i));
+  for (int32_t i = 0; i < count; ++i) {
+    const Step& step = plan.steps[i];
+    if (step.launch.args.cluster && (step.stats >= 0 || step.affine >= 0 || step.partial >= 0))
+      return text("step ", i, " stores a normalised map, and its readers would norm it again");
+    uses.push_back(uses_of(plan, i));
+  }
   const auto meet = [](const Use& a, const Use& b) { return a.begin < b.end && b.begin < a.end; };
 
   std::vector<std::vector<bool>> ended(count, std::vector<bool>(count));  // [step][another]: has ended when step touches memory

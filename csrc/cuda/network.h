@@ -17,10 +17,20 @@ struct LayerShape {
   int32_t n, hi, wi;    // images; the padded input map
   int32_t c0, c1, co;   // true channels: skip (or the only input), decoder, output
   int32_t splits;
+  int32_t cluster = 0;       // blocks of a stream kernel's cluster; 0: a kernel of layer.cuh
+  int32_t stage_slices = 0;  // of a stream kernel; 0: as many as hold all weights
+  bool patch = false;        // a kernel of patch.cuh
 };
 
-// Tile and splits for about one wave of `sms` multiprocessors.
-void choose_tile(LayerShape& shape, int32_t sms);
+// What the plan must know of a device.
+struct Limits {
+  int32_t sms;
+  // Bytes of shared memory: what a multiprocessor has, and what one block may take. 0: no clusters, so no stream kernels.
+  int32_t sm_shared = 0, block_shared = 0;
+};
+
+// Kernel, tile, and splits or cluster for about one wave of the multiprocessors.
+void choose_tile(LayerShape& shape, const Limits& limits);
 // Everything but pointers.
 Launch launch_of(const LayerShape& shape);
 
@@ -64,17 +74,16 @@ struct Plan {
 };
 
 Kind kind_of(const Network& network, int32_t layer);
-// keep: every output lives until the end (tests look at them).
-Plan make_plan(const Network& network, DType dtype, int32_t n, int32_t h, int32_t w, int32_t sms, bool keep = false);
+// keep: every output lives until the end and is the raw one, so that there are no stream kernels.
+Plan make_plan(const Network& network, DType dtype, int32_t n, int32_t h, int32_t w, const Limits& limits, bool keep = false);
 // Where all strides are zero, those of one dense piece; where scale is, 1.
 Picture completed(Picture picture);
 // Fills in the pointers. `dropout`: device memory {seed, frame} or null.
 void bind(Plan& plan, const Network& network, const std::vector<LayerData>& layers, char* arena, uint32_t* counters,
           const Picture& in, const Picture& out, const uint64_t* dropout);
 
-
 // "" if no kernel overwrites what one that it has not waited for may still read or write, and nobody overwrites what a later
-// one is to read; else which two steps meet, and where.
+// one is to read, and every map is normed once; else which steps are wrong, and where.
 std::string hazard(const Plan& plan);
 
 }  // namespace p2p::cuda

@@ -1,7 +1,8 @@
 // See runtime/cuda_runtime_api.h. One device; kernels run on the fibers of fibers.cpp, one at a time, under one lock.
 //
 // The environment sets the stage: P2P_FAKE_ERROR (what cudaGetDeviceCount answers), P2P_FAKE_DRIVER (13000), P2P_FAKE_CAPABILITY
-// (90), P2P_FAKE_MEMORY (bytes, 4 GB), P2P_FAKE_IMAGE (what cudaFuncGetAttributes answers). What the caller does wrong
+// (90), P2P_FAKE_MEMORY (bytes, 4 GB), P2P_FAKE_IMAGE (what cudaFuncGetAttributes answers), P2P_FAKE_PTX (the architecture that kernels were compiled
+// for; the capability), P2P_FAKE_SHARED (KB of shared memory of a block, 227; a multiprocessor has one more). What the caller does wrong
 // (memory freed while in use, a stream that is gone) ends the process with a sentence.
 #include <sys/mman.h>
 #include <unistd.h>
@@ -57,7 +58,7 @@ cudaError_t latest = cudaSuccess;
 int open_depth = 0;  // > 0: the device is at work and its memory may be touched
 const pid_t process = getpid();
 struct Counts {
-  long launches, graphs, graph_launches, updates, programmatic;
+  long launches, graphs, graph_launches, updates, programmatic, clusters;
 } counts;
 
 cudaError_t fails(cudaError_t error) { return latest = error; }
@@ -104,6 +105,7 @@ struct FakeNode {
   Launch launch{};
   std::function<void()> copy;        // empty: a kernel
   std::vector<FakeNode*> before;
+  int cluster = 0;                   // its attribute
 };
 struct FakeGraph {
   std::vector<FakeNode*> nodes;
@@ -138,25 +140,39 @@ void finish(FakeStream* stream) {
   stream->running = false;
 }
 
+int capability() { return (int)setting("P2P_FAKE_CAPABILITY", 90); }
+long shared_of_block() { return setting("P2P_FAKE_SHARED", 227) << 10; }
+
+// Shared memory that a kernel was allowed beyond 48 KB.
+std::map<const void*, int>& allowed() {
+  static auto* all = new std::map<const void*, int>;
+  return *all;
+}
+
 Launch launch_of(const void* function, dim3 grid, dim3 block, size_t shared, void** arguments) {
   using namespace p2p::cuda;
   for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16})
     for (Kind kind : {Kind::kFirst, Kind::kConv, Kind::kDeconv, Kind::kLast})
       for (Tile tile : {Tile::k64x64, Tile::k64x32, Tile::k16x32, Tile::k64x16}) {
-        const LayerKernel kernel = dtype == DType::kF32   ? layer_f32(kind, tile)
-                                   : dtype == DType::kF16 ? layer_f16(kind, tile)
-                                                          : layer_bf16(kind, tile);
+        const LayerArgs& args = *(const LayerArgs*)arguments[0];
+        const Launch launch{kind, dtype, tile, (int32_t)grid.x, (int32_t)grid.y, (int32_t)grid.z, args};
+        const LayerKernel kernel = kernel_of(launch);
         if (!kernel || (const void*)kernel != function) continue;
         if (block.x != kThreads || block.y != 1 || block.z != 1) wrong("a block of another size than kThreads");
-        if (shared != (size_t)shared_bytes(tile)) wrong("a launch with the shared memory of another tile");
+        if (shared != (size_t)shared_bytes(launch)) wrong("a launch with the shared memory of another one");
+        if (shared > (48u << 10) && (int)shared > allowed()[function]) wrong("more shared memory than the kernel was allowed");
         if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) wrong("a grid out of range");
-        return {kind, dtype, tile, (int32_t)grid.x, (int32_t)grid.y, (int32_t)grid.z, *(const LayerArgs*)arguments[0]};
+        if (args.cluster && capability() < 90) wrong("a cluster on a device that has none");
+        return launch;
       }
   wrong("a launch of what is no kernel");
 }
 
-void run_kernel(const Launch& launch) {
+// cluster: the launch's attribute, 0 without one.
+void run_kernel(const Launch& launch, int cluster) {
   static uint32_t seed = 0;
+  if (cluster != launch.args.cluster) wrong("a kernel in clusters of another size than its arguments say");
+  counts.clusters += cluster > 0;
   p2p::cuda::host::forbid_all();
   using p2p::cuda::host::Memory;
   for (const auto& [at, block] : device_blocks) {
@@ -185,7 +201,7 @@ void run_graph(const FakeGraphExec& exec) {
     FakeNode* next = ready[random() % ready.size()];
     const FakeNode& node = exec.nodes.at(next);
     if (node.copy) node.copy();
-    else run_kernel(node.launch);
+    else run_kernel(node.launch, node.cluster);
     done.insert(next);
   }
 }
@@ -243,8 +259,9 @@ cudaError_t cudaGetDeviceCount(int* count) {
   return state() == cudaSuccess ? cudaSuccess : fails(state());
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int) {
-  const int capability = (int)setting("P2P_FAKE_CAPABILITY", 90);
-  *found = {"fibers", capability / 10, capability % 10, 132, (size_t)setting("P2P_FAKE_MEMORY", 4l << 30)};
+  const size_t shared = (size_t)shared_of_block();
+  *found = {"fibers", capability() / 10, capability() % 10, 132, (size_t)setting("P2P_FAKE_MEMORY", 4l << 30), shared + 1024,
+            shared, capability() >= 90};
   return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) {
@@ -252,7 +269,16 @@ cudaError_t cudaGetDevice(int* device) {
   return state();
 }
 cudaError_t cudaSetDevice(int device) { return device == 0 ? state() : fails(cudaErrorInvalidValue); }
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return (cudaError_t)setting("P2P_FAKE_IMAGE", 0); }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* found, const void*) {
+  found->ptxVersion = (int)setting("P2P_FAKE_PTX", capability());
+  return (cudaError_t)setting("P2P_FAKE_IMAGE", 0);
+}
+cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
+  const Guard guard(lock());
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value > shared_of_block()) return fails(cudaErrorInvalidValue);
+  allowed()[function] = value;
+  return cudaSuccess;
+}
 
 cudaError_t cudaMalloc(void** result, size_t bytes) {
   const Guard guard(lock());
@@ -363,12 +389,27 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to) {
   return cudaSuccess;
 }
 
-cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t stream) {
+namespace {
+
+// What a launch's attribute says, 0 for one that no device takes.
+int cluster_of(cudaLaunchAttributeID id, const cudaLaunchAttributeValue& value, dim3 grid) {
+  const auto& c = value.clusterDim;
+  const bool known_one = id == cudaLaunchAttributeClusterDimension && c.x >= 1 && c.x <= 8 && c.y == 1 && c.z == 1;
+  return known_one && grid.x % c.x == 0 && capability() >= 90 ? (int)c.x : 0;
+}
+
+}  // namespace
+
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* function, void** arguments) {
   const Guard guard(lock());
-  known(stream)->work.push_back({[launch = launch_of(function, grid, block, shared, arguments)] {
-    const Open open;
-    run_kernel(launch);
-  }});
+  int cluster = 0;
+  if (c->numAttrs > 1) return fails(cudaErrorInvalidValue);
+  if (c->numAttrs == 1 && !(cluster = cluster_of(c->attrs->id, c->attrs->val, c->gridDim))) return fails(cudaErrorInvalidValue);
+  known(c->stream)->work.push_back(
+      {[launch = launch_of(function, c->gridDim, c->blockDim, c->dynamicSmemBytes, arguments), cluster] {
+        const Open open;
+        run_kernel(launch, cluster);
+      }});
   return cudaSuccess;
 }
 
@@ -383,12 +424,17 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t* node, cudaGraph_t graph, const cudaGraphNode_t* before, size_t count,
                                    const cudaKernelNodeParams* p) {
   graph->nodes.push_back(*node = new FakeNode{launch_of(p->func, p->gridDim, p->blockDim, p->sharedMemBytes, p->kernelParams),
-                                              nullptr, {before, before + count}});
+                                              nullptr, {before, before + count}, 0});
   return cudaSuccess;
+}
+cudaError_t cudaGraphKernelNodeSetAttribute(cudaGraphNode_t node, cudaLaunchAttributeID id, const cudaLaunchAttributeValue* value) {
+  if (node->copy) return fails(cudaErrorInvalidValue);
+  node->cluster = cluster_of(id, *value, dim3((unsigned)node->launch.grid_x));
+  return node->cluster ? cudaSuccess : fails(cudaErrorInvalidValue);
 }
 cudaError_t cudaGraphAddMemcpyNode1D(cudaGraphNode_t* node, cudaGraph_t graph, const cudaGraphNode_t* before, size_t count,
                                      void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
-  graph->nodes.push_back(*node = new FakeNode{{}, [=] { copy(to, from, bytes, kind, true); }, {before, before + count}});
+  graph->nodes.push_back(*node = new FakeNode{{}, [=] { copy(to, from, bytes, kind, true); }, {before, before + count}, 0});
   return cudaSuccess;
 }
 cudaError_t cudaGraphAddDependencies(cudaGraph_t, const cudaGraphNode_t* from, const cudaGraphNode_t* to,

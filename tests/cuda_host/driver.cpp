@@ -11,10 +11,11 @@ using namespace p2p;
 using cuda::host::Memory;
 
 // layers: 8 ints each (up, ci, co, norm, skip or -1, tanh, dropout, unused); slopes, eps: one each; tensors: 4 each
-// (weight, bias, gamma, beta; null where absent). Returns 0, or 1 with the reason in `error`.
+// (weight, bias, gamma, beta; null where absent); shared: of a block and a multiprocessor, 0: no clusters. Returns 0, or 1 with the reason in `error`.
 extern "C" int p2p_host_network(int count, const int32_t* layers, const float* slopes, const float* eps,
                                 const float* const* tensors, int dtype, int n, int h, int w, int pixel_bytes, void* in,
-                                void* out, int sms, uint32_t seed, const uint64_t* dropout, char* error, int error_size) {
+                                void* out, int sms, int shared, uint32_t seed, const uint64_t* dropout, char* error,
+                                int error_size) {
   try {
     Network network;
     for (int i = 0; i < count; ++i) {
@@ -39,7 +40,7 @@ extern "C" int p2p_host_network(int count, const int32_t* layers, const float* s
       cuda::host::allow(p.weights.data(), (int64_t)p.weights.size(), Memory::kConstant);
       data.push_back({p.weights.data(), given(p.bias), given(p.gamma), given(p.beta)});
     }
-    cuda::Plan plan = cuda::make_plan(network, type, n, h, w, sms);
+    cuda::Plan plan = cuda::make_plan(network, type, n, h, w, {sms, shared, shared});
     std::vector<uint32_t> counters(plan.counters);
     char* arena = (char*)aligned_alloc(256, (plan.arena_bytes + 255) / 256 * 256);
     std::fill_n((uint32_t*)arena, plan.arena_bytes / 4, 0x7FFF7FFFu);

@@ -1,4 +1,5 @@
-// See fibers.h. One machine stack and kThreads fiber stacks; a switch saves the six registers that a callee must keep.
+// See fibers.h. One machine stack and a stack for each fiber of a cluster; a switch saves the six registers that a callee must
+// keep.
 #include "run.h"
 
 #include <sys/mman.h>
@@ -30,7 +31,7 @@ char* shared;
 
 namespace {
 
-constexpr int32_t kWarp = 32, kStackBytes = 64 << 10, kSharedMax = 100 << 10;
+constexpr int32_t kWarp = 32, kStackBytes = 64 << 10, kSharedMax = 227 << 10, kClusterMax = 8;
 
 #if defined(__x86_64__)
 extern "C" void p2p_fiber_switch(void** from, void* to);
@@ -79,7 +80,7 @@ struct Context {
 };
 #endif
 
-enum class State : uint8_t { kReady, kBarrier, kWarp, kDone };
+enum class State : uint8_t { kReady, kBarrier, kWarp, kCluster, kDone };
 
 struct Copy {
   char* to;
@@ -95,11 +96,15 @@ struct Fiber {
   bool waited = false;        // grid_wait was called
   uint32_t fenced = 0;        // time of the latest fence
   const void* arrived = nullptr;  // counter whose arrivals the next fence makes visible
+  uint32_t cluster_arrived = 0, cluster_waited = 0;  // barriers of the cluster
 };
 
 struct Word {  // of shared memory
   uint32_t written = 0, read = 0;  // epochs
   int16_t writer = -1, reader = -1;  // reader -2: several
+  // Cluster barriers: how many the latest user of this block, or of another one, had arrived at; -1: none.
+  int16_t used_here = -1, used_there = -1;
+  int16_t there = -1;  // that other block
 };
 
 struct Warp {
@@ -136,22 +141,33 @@ struct Seen {
   int32_t thread;
 };
 
+struct Block {
+  int32_t rank;            // in its cluster
+  int32_t index[3];
+  std::unique_ptr<char, Free> memory;  // shared
+  char* stacks;
+  std::array<Fiber, kThreads> fibers;
+  std::array<Warp, kThreads / kWarp> warps;
+  std::vector<Word> words = std::vector<Word>(kSharedMax / 4);
+  std::vector<Seen> seen;
+  uint32_t epoch, number;
+  int32_t used_there;      // of its words
+};
+
 Context scheduler;
-std::array<Fiber, kThreads> fibers;
-std::array<Warp, kThreads / kWarp> warps;
-std::vector<Word> words(kSharedMax / 4);
+std::vector<std::unique_ptr<Block>> blocks;  // as many as the largest cluster so far
+int32_t cluster_size;
+Block* block;                                // the running one
 std::vector<Region> regions;
 std::unordered_map<const void*, std::vector<Arrival>> arrivals;  // of this launch, by counter
-std::vector<Seen> seen;                                          // by the running block
-uint32_t epoch, launches, block_number, now;
+uint32_t launches, block_number, now;
 bool trusting;
 int32_t shared_size;
 LayerKernel kernel;
 const LayerArgs* arguments;
 std::string failure;
-char* stacks;
 
-Fiber& self() { return fibers[place.thread]; }
+Fiber& self() { return block->fibers[place.thread]; }
 
 void pause(State state) {
   Fiber& fiber = self();
@@ -164,12 +180,12 @@ void entry() {
   if (!self().waited) fail("a thread ends that never called grid_wait: its kernel may end before the one in front");
   for (const auto& group : self().groups)
     if (!group.empty()) fail("a thread ends with a copy that nobody waited for");
+  if (self().cluster_arrived > self().cluster_waited) fail("a thread ends that arrived at a cluster barrier and never waited");
   pause(State::kDone);
   std::abort();
 }
 
-void land(Fiber& fiber, std::vector<Copy>& group) {
-  (void)fiber;
+void land(const std::vector<Copy>& group) {
   for (const Copy& copy : group) {
     check_shared(copy.to, 16, true);
     if (copy.valid) std::memcpy(copy.to, copy.from, 16);
@@ -200,8 +216,8 @@ Region* region_of(const char* begin, int64_t bytes, bool write) {
 }
 
 bool was_seen(const Trace& trace) {
-  for (const Seen& s : seen) {
-    const bool mine = s.thread == place.thread || s.epoch < epoch;
+  for (const Seen& s : block->seen) {
+    const bool mine = s.thread == place.thread || s.epoch < block->epoch;
     const bool out = trace.time <= s.arrival.time && (trace.thread == s.arrival.thread || trace.epoch < s.arrival.epoch);
     if (s.arrival.block == trace.block && mine && out) return true;
   }
@@ -212,14 +228,14 @@ bool was_seen(const Trace& trace) {
 void check_order(Region& region, const char* begin, int64_t bytes, bool write, bool of_blocks) {
   for (int64_t w = (begin - region.begin) / 4; w < (begin - region.begin + bytes) / 4; ++w) {
     Trace& trace = region.traces[w];
-    if (trace.launch == launches && trace.block == block_number) {
-      if (trace.thread != place.thread && trace.epoch == epoch)
+    if (trace.launch == launches && trace.block == block->number) {
+      if (trace.thread != place.thread && trace.epoch == block->epoch)
         fail("race: a word of global memory that another thread of the block writes, no barrier between");
     } else if (trace.launch == launches) {
       if (!was_seen(trace)) fail("race: a word of global memory that another block writes, no arrival and fence between");
       if (!write && !of_blocks) fail("reads what another block wrote without load_of_blocks: this SM's cache may be old");
     }
-    if (write) trace = {launches, block_number, epoch, now, place.thread};
+    if (write) trace = {launches, block->number, block->epoch, now, place.thread};
   }
 }
 
@@ -243,7 +259,7 @@ void fence_all() {
   Fiber& fiber = self();
   fiber.fenced = ++now;
   if (!fiber.arrived) return;
-  for (const Arrival& arrival : arrivals[fiber.arrived]) seen.push_back({arrival, epoch, place.thread});
+  for (const Arrival& arrival : arrivals[fiber.arrived]) block->seen.push_back({arrival, block->epoch, place.thread});
   fiber.arrived = nullptr;
 }
 
@@ -252,7 +268,7 @@ uint32_t arrive_at(uint32_t* counter) {
   if (!fiber.waited) fail("write before grid_wait");
   if ((uintptr_t)counter % 4) fail("misaligned access to global memory");
   if (!trusting && !region_of((const char*)counter, 4, true)) fail("write outside the buffers");
-  arrivals[counter].push_back({block_number, fiber.fenced, epoch, place.thread});
+  arrivals[counter].push_back({block->number, fiber.fenced, block->epoch, place.thread});
   fiber.arrived = counter;
   return (*counter)++;
 }
@@ -262,8 +278,12 @@ void check_shared(const void* at, int64_t bytes, bool write) {
   if (offset < 0 || offset + bytes > shared_size) fail("access outside shared memory");
   if (offset % bytes) fail("misaligned access to shared memory");
   const int16_t me = (int16_t)place.thread;
+  const uint32_t epoch = block->epoch;
   for (int64_t w = offset / 4; w < (offset + bytes) / 4; ++w) {
-    Word& word = words[w];
+    Word& word = block->words[w];
+    if (word.used_there >= (int32_t)self().cluster_waited)
+      fail("race: a word of shared memory that another block of the cluster writes, no cluster barrier between");
+    word.used_here = (int16_t)self().cluster_arrived;
     if (word.written == epoch && word.writer != me) fail("race: a word of shared memory that another thread writes, no barrier between");
     if (write) {
       if (word.read == epoch && word.reader != me) fail("race: writes a word of shared memory that another thread reads, no barrier between");
@@ -278,6 +298,40 @@ void check_shared(const void* at, int64_t bytes, bool write) {
 
 void barrier() { pause(State::kBarrier); }
 
+int32_t rank_in_cluster() { return block->rank; }
+
+void arrive_in_cluster() {
+  if (self().cluster_arrived > self().cluster_waited) fail("a thread arrives twice at a cluster barrier");
+  ++self().cluster_arrived;
+}
+
+void wait_for_cluster() {
+  if (self().cluster_arrived == self().cluster_waited) fail("a thread waits at a cluster barrier where it has not arrived");
+  pause(State::kCluster);
+  ++self().cluster_waited;
+}
+
+char* in_block(const void* at, int64_t bytes, int32_t rank) {
+  const int64_t offset = (const char*)at - shared;
+  if (rank < 0 || rank >= cluster_size) fail("a block outside the cluster");
+  if (offset < 0 || offset + bytes > shared_size) fail("access outside shared memory of a block of the cluster");
+  if (offset % bytes) fail("misaligned access to shared memory of a block of the cluster");
+  if (self().cluster_waited == 0) fail("shared memory of a block that may not have begun: no cluster barrier in front");
+  Block& other = *blocks[rank];
+  for (int64_t w = offset / 4; w < (offset + bytes) / 4; ++w) {
+    Word& word = other.words[w];
+    const bool mine = word.there == block->rank * kThreads + place.thread;
+    if ((word.used_there >= (int32_t)self().cluster_waited && !mine) || (&other != block && word.used_here >= (int32_t)self().cluster_waited))
+      fail("race: writes a word of another block's shared memory that is in use, no cluster barrier between");
+    word.used_there = (int16_t)self().cluster_arrived;
+    word.there = (int16_t)(block->rank * kThreads + place.thread);
+  }
+  other.used_there = std::max(other.used_there, (int32_t)self().cluster_arrived);
+  if (std::all_of(other.fibers.begin(), other.fibers.end(), [](const Fiber& f) { return f.state == State::kDone; }))
+    fail("shared memory of a block that has ended");
+  return other.memory.get() + offset;
+}
+
 void issue_copy(char* to, const void* from, bool valid) {
   if (valid) check_global(from, 16, false, false);
   check_shared(to, 16, true);
@@ -291,13 +345,13 @@ void commit_copies() {
 void wait_copies(int32_t pending) {
   Fiber& fiber = self();
   while ((int32_t)fiber.groups.size() > pending) {
-    land(fiber, fiber.groups.front());
+    land(fiber.groups.front());
     fiber.groups.erase(fiber.groups.begin());
   }
 }
 
 void together(int32_t what, void* mine, void (*all)(void* const* lanes)) {
-  Warp& warp = warps[place.thread / kWarp];
+  Warp& warp = block->warps[place.thread / kWarp];
   if (warp.arrived > 0 && warp.what != what) fail("lanes of a warp are at different instructions");
   warp.what = what;
   warp.lanes[place.thread % kWarp] = mine;
@@ -308,7 +362,7 @@ void together(int32_t what, void* mine, void (*all)(void* const* lanes)) {
   all(warp.lanes.data());
   warp.arrived = 0;
   for (int32_t lane = 0; lane < kWarp; ++lane) {
-    Fiber& fiber = fibers[place.thread / kWarp * kWarp + lane];
+    Fiber& fiber = block->fibers[place.thread / kWarp * kWarp + lane];
     if (fiber.state == State::kWarp) fiber.state = State::kReady;
   }
 }
@@ -364,32 +418,58 @@ void mma_bf16_all(void* const* lanes) { mma_all(lanes, [](uint16_t v) { return f
 
 namespace {
 
-void run_block(std::mt19937& random) {
-  std::fill(words.begin(), words.begin() + shared_size / 4, Word{});
-  std::fill_n((uint32_t*)shared, shared_size / 4, 0x7FFF7FFFu);  // NaN as f32, f16 and bf16
+void begin(Block& b) {
+  std::fill(b.words.begin(), b.words.begin() + shared_size / 4, Word{});
+  std::fill_n((uint32_t*)b.memory.get(), shared_size / 4, 0x7FFF7FFFu);  // NaN as f32, f16 and bf16
 #if defined(__SANITIZE_ADDRESS__)  // the last block's frames, which never return, left their marks
-  __asan_unpoison_memory_region(stacks, (size_t)kThreads * kStackBytes);
+  __asan_unpoison_memory_region(b.stacks, (size_t)kThreads * kStackBytes);
 #endif
-  epoch = 1;
-  ++block_number;
-  seen.clear();
+  b.epoch = 1;
+  b.number = ++block_number;
+  b.used_there = -1;
+  b.seen.clear();
   for (int32_t t = 0; t < kThreads; ++t) {
-    Fiber& fiber = fibers[t];
+    Fiber& fiber = b.fibers[t];
     fiber.state = State::kReady;
     fiber.groups.clear();
     fiber.open.clear();
     fiber.waited = false;
     fiber.fenced = 0;
     fiber.arrived = nullptr;
-    fiber.context.start(stacks + (int64_t)t * kStackBytes, entry);
+    fiber.cluster_arrived = fiber.cluster_waited = 0;
+    fiber.context.start(b.stacks + (int64_t)t * kStackBytes, entry);
   }
-  for (Warp& warp : warps) warp.arrived = 0;
+  for (Warp& warp : b.warps) warp.arrived = 0;
+}
 
+int32_t count(const Block& b, State state) {
+  return (int32_t)std::count_if(b.fibers.begin(), b.fibers.end(), [&](const Fiber& f) { return f.state == state; });
+}
+
+// Cluster barriers at which all threads have arrived; one that has ended counts as arrived.
+uint32_t passed() {
+  uint32_t least = UINT32_MAX;
+  for (int32_t i = 0; i < cluster_size; ++i)
+    for (const Fiber& fiber : blocks[i]->fibers)
+      if (fiber.state != State::kDone) least = std::min(least, fiber.cluster_arrived);
+  return least;
+}
+
+// As far as the block comes without the others of its cluster; false if that is nowhere.
+bool run_ahead(Block& b, std::mt19937& random) {
   std::array<int32_t, kThreads / kWarp> warp_order;
   std::array<int32_t, kWarp> lane_order;
   for (size_t i = 0; i < warp_order.size(); ++i) warp_order[i] = (int32_t)i;
   for (int32_t i = 0; i < kWarp; ++i) lane_order[i] = i;
-  while (true) {
+  block = &b;
+  shared = b.memory.get();
+  std::copy_n(b.index, 3, place.block);
+  for (bool ran = false;; ran = true) {
+    if (cluster_size > 1 || count(b, State::kCluster)) {
+      const uint32_t free = passed();
+      for (Fiber& fiber : b.fibers)
+        if (fiber.state == State::kCluster && fiber.cluster_arrived <= free) fiber.state = State::kReady;
+    }
     std::shuffle(warp_order.begin(), warp_order.end(), random);
     std::shuffle(lane_order.begin(), lane_order.end(), random);
     bool moved = false;
@@ -404,17 +484,48 @@ void run_block(std::mt19937& random) {
           if (!failure.empty()) throw std::runtime_error(failure);
         }
       }
-    if (moved) continue;
-    int32_t waiting = 0, done = 0;
-    for (const Fiber& fiber : fibers) {
-      waiting += fiber.state == State::kBarrier;
-      done += fiber.state == State::kDone;
+    if (count(b, State::kBarrier) == kThreads) {
+      ++b.epoch;
+      for (Fiber& fiber : b.fibers) fiber.state = State::kReady;
+    } else if (!moved) {
+      return ran;
     }
-    if (done == kThreads) return;
-    if (waiting + done < kThreads) throw std::runtime_error("a warp-wide instruction that some lanes never reach");
-    if (done > 0) throw std::runtime_error("a barrier that some threads never reach");
-    ++epoch;
-    for (Fiber& fiber : fibers) fiber.state = State::kReady;
+  }
+}
+
+// Its words were used by others up to a barrier at which one of its own threads must have waited before the last one ended.
+void end(const Block& b) {
+  for (const Fiber& fiber : b.fibers)
+    if ((int32_t)fiber.cluster_waited > b.used_there) return;
+  throw std::runtime_error("a block ends while another one of its cluster may still use its shared memory (block " +
+                           std::to_string(b.index[0]) + " " + std::to_string(b.index[1]) + " " + std::to_string(b.index[2]) + ")");
+}
+
+// Blocks [first, first + cluster_size) of the grid.
+void run_cluster(int64_t first, std::mt19937& random) {
+  std::vector<Block*> order;
+  for (int32_t rank = 0; rank < cluster_size; ++rank) {
+    Block& b = *blocks[rank];
+    const int64_t index = first + rank;
+    b.rank = rank;
+    b.index[0] = (int32_t)(index % place.blocks[0]);
+    b.index[1] = (int32_t)(index / place.blocks[0] % place.blocks[1]);
+    b.index[2] = (int32_t)(index / place.blocks[0] / place.blocks[1]);
+    begin(b);
+    order.push_back(&b);
+  }
+  for (bool moved = true; moved;) {
+    moved = false;
+    std::shuffle(order.begin(), order.end(), random);
+    for (Block* b : order) {
+      if (count(*b, State::kDone) == kThreads) continue;
+      moved |= run_ahead(*b, random);
+      if (count(*b, State::kDone) == kThreads) end(*b);
+    }
+  }
+  for (const Block* b : order) {
+    if (count(*b, State::kWarp)) throw std::runtime_error("a warp-wide instruction that some lanes never reach");
+    if (count(*b, State::kBarrier)) throw std::runtime_error("a barrier that some threads never reach");
   }
 }
 
@@ -429,32 +540,29 @@ void forbid_all() { regions.clear(); }
 void trust(bool all) { trusting = all; }
 
 void run(const Launch& launch, uint32_t seed) {
-  if (!stacks) {
-    stacks = (char*)mmap(nullptr, (int64_t)kThreads * kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    shared = (char*)aligned_alloc(128, kSharedMax);
+  cluster_size = std::max(launch.args.cluster, 1);
+  if (cluster_size > kClusterMax || launch.grid_x % cluster_size) throw std::runtime_error("a cluster that no device takes");
+  while ((int32_t)blocks.size() < cluster_size) {
+    blocks.push_back(std::make_unique<Block>());
+    blocks.back()->stacks = (char*)mmap(nullptr, (int64_t)kThreads * kStackBytes, PROT_READ | PROT_WRITE,
+                                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    blocks.back()->memory.reset((char*)aligned_alloc(128, kSharedMax));
   }
-  kernel = launch.dtype == DType::kF16 ? layer_f16(launch.kind, launch.tile)
-           : launch.dtype == DType::kF32 ? layer_f32(launch.kind, launch.tile)
-                                         : layer_bf16(launch.kind, launch.tile);
+  kernel = kernel_of(launch);
   if (!kernel) throw std::runtime_error("there is no such kernel");
   arguments = &launch.args;
   failure.clear();
   ++launches;
   arrivals.clear();
-  shared_size = shared_bytes(launch.tile);
-  if (shared_size > 48 << 10) throw std::runtime_error("more shared memory than 48 KB");
-  const int32_t blocks[3] = {launch.grid_x, launch.grid_y, launch.grid_z};
-  std::copy_n(blocks, 3, place.blocks);
+  shared_size = shared_bytes(launch);
+  if (shared_size > (launch.args.cluster ? kSharedMax : 48 << 10)) throw std::runtime_error("more shared memory than a block has");
+  const int32_t grid[3] = {launch.grid_x, launch.grid_y, launch.grid_z};
+  std::copy_n(grid, 3, place.blocks);
   std::mt19937 random(seed);
-  std::vector<int64_t> order((int64_t)blocks[0] * blocks[1] * blocks[2]);
+  std::vector<int64_t> order((int64_t)grid[0] * grid[1] * grid[2] / cluster_size);
   for (size_t i = 0; i < order.size(); ++i) order[i] = (int64_t)i;
   std::shuffle(order.begin(), order.end(), random);
-  for (int64_t index : order) {
-    place.block[0] = (int32_t)(index % blocks[0]);
-    place.block[1] = (int32_t)(index / blocks[0] % blocks[1]);
-    place.block[2] = (int32_t)(index / blocks[0] / blocks[1]);
-    run_block(random);
-  }
+  for (int64_t index : order) run_cluster(index * cluster_size, random);
 }
 
 }  // namespace p2p::cuda::host

@@ -1,5 +1,5 @@
 // The device words of csrc/cuda/device.cuh for the host compiler. A block's threads are fibers that switch at barriers and
-// at warp-wide instructions; blocks run one after another. It is strict where hardware is lenient:
+// at warp-wide instructions; blocks run one after another, those of a cluster together. It is strict where hardware is lenient:
 //   shared memory starts as NaN; thread, warp and block order are shuffled by a seed
 //   copy_async lands at its wait and not before
 //   two threads at one word of shared memory, one writing, without a barrier between: an error
@@ -9,6 +9,8 @@
 //   and this one arrived later and fenced; it reads it by load_of_blocks
 //   before grid_wait a thread may read weights and nothing else; no thread may end without it, or with a copy on its way
 //   a barrier or warp-wide instruction that some thread never reaches: an error
+//   shared memory of another block of the cluster: only after a cluster barrier at which that block had begun, and that block
+//   touches what was written, and ends, only after one at which the writer had finished
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -17,6 +19,7 @@
 #include "half.h"
 #include "kernels.h"
 
+#define P2P_CLUSTERS 1
 #define P2P_DEVICE inline
 #define P2P_KERNEL void
 
@@ -32,8 +35,7 @@ struct Place {
   int32_t thread, block[3], blocks[3];
 };
 extern Place place;  // of the running fiber
-extern char* shared;
-extern bool warp_gathers;
+extern char* shared;  // of the running fiber's block
 
 [[noreturn]] void fail(const char* message);
 void check_global(const void* at, int64_t bytes, bool write, bool of_blocks = false);
@@ -42,6 +44,11 @@ void fence_all();
 uint32_t arrive_at(uint32_t* counter);
 void check_shared(const void* at, int64_t bytes, bool write);
 void barrier();
+int32_t rank_in_cluster();
+void arrive_in_cluster();
+void wait_for_cluster();
+// Where `at` lies in the shared memory of block `rank`.
+char* in_block(const void* at, int64_t bytes, int32_t rank);
 void issue_copy(char* to, const void* from, bool valid);
 void commit_copies();
 void wait_copies(int32_t pending);
@@ -101,6 +108,12 @@ inline void shared_store16(char* to, Vec16 v) {
   host::check_shared(to, 16, true);
   std::memcpy(to, &v, 16);
 }
+inline Vec16 shared_load16(const char* from) {
+  host::check_shared(from, 16, false);
+  Vec16 v;
+  std::memcpy(&v, from, 16);
+  return v;
+}
 inline float shared_get(const float* from) {
   host::check_shared(from, 4, false);
   return *from;
@@ -115,6 +128,14 @@ inline void fence() { host::fence_all(); }
 inline uint32_t arrive(uint32_t* counter) { return host::arrive_at(counter); }
 inline void grid_wait() { host::wait_for_grid(); }
 inline void grid_release() {}
+
+inline int32_t cluster_rank() { return host::rank_in_cluster(); }
+inline void cluster_arrive() { host::arrive_in_cluster(); }
+inline void cluster_wait() { host::wait_for_cluster(); }
+inline void cluster_set2(float* at, int32_t rank, float first, float second) {
+  const float two[2] = {first, second};
+  std::memcpy(host::in_block(at, 8, rank), two, 8);
+}
 
 inline void copy_async(char* to, const void* from, bool valid) { host::issue_copy(to, from, valid); }
 inline void copy_commit() { host::commit_copies(); }

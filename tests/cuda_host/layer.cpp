@@ -76,11 +76,15 @@ extern "C" int p2p_host_layer(HostLayer* layer, char* error, int error_size) {
   try {
     HostLayer& l = *layer;
     const auto dtype = (cuda::DType)l.dtype;
-    cuda::LayerShape shape{(cuda::Kind)l.kind, dtype, (cuda::Tile)l.tile, l.n, l.hi, l.wi, l.c0, l.c1, l.co, l.splits};
-    if (l.tile < 0) cuda::choose_tile(shape, l.splits);
+    cuda::LayerShape shape{(cuda::Kind)l.kind, dtype, (cuda::Tile)l.tile, l.n, l.hi, l.wi, l.c0, l.c1, l.co, l.splits,
+                           l.cluster, l.stage_slices, l.patch != 0};
+    if (l.tile < 0) cuda::choose_tile(shape, {l.splits, l.cluster, l.stage_slices});
     cuda::Launch launch = cuda::launch_of(shape);
     l.ran_splits = shape.splits;
     l.ran_tile = (int32_t)shape.tile;
+    l.ran_cluster = shape.cluster;
+    l.ran_patch = shape.patch;
+    l.ran_stage_slices = launch.args.stage_slices;
     cuda::LayerArgs& a = launch.args;
     cuda::host::forbid_all();
     std::vector<Buffer> buffers;
@@ -140,7 +144,7 @@ extern "C" int p2p_host_layer(HostLayer* layer, char* error, int error_size) {
     std::fill_n(count, counters, 0u);
     a.split_done = count;
     a.stats_done = count + needs.split_counters;
-    if (l.norm) {
+    if (l.norm && needs.affine_bytes) {
       a.stats = buffer(needs.stats_bytes, Memory::kOutput).floats();
       a.affine = buffer(needs.affine_bytes, Memory::kOutput).floats();
     }
@@ -152,7 +156,7 @@ extern "C" int p2p_host_layer(HostLayer* layer, char* error, int error_size) {
       if (count[i]) throw std::runtime_error("a counter is not zero after the run");
     if (dst)
       for (int64_t i = 0; i < needs.dst_bytes / cuda::value_bytes(dtype); ++i) l.out[i] = read(dtype, dst->data.get(), i);
-    if (l.norm) std::copy_n(a.affine, (int64_t)l.n * 2 * a.co_stored, l.affine);
+    if (a.affine) std::copy_n(a.affine, (int64_t)l.n * 2 * a.co_stored, l.affine);
     return 0;
   } catch (const std::exception& e) {
     std::snprintf(error, error_size, "%s", e.what());

@@ -26,13 +26,17 @@ Network net(int32_t depth, int32_t ngf) {
 
 }  // namespace
 
-extern "C" void p2p_plan_of(int depth, int ngf, int dtype, int n, int h, int w, int sms, char* said, int size) {
-  std::snprintf(said, size, "%s", cuda::hazard(cuda::make_plan(net(depth, ngf), (cuda::DType)dtype, n, h, w, sms)).c_str());
+extern "C" void p2p_plan_of(int depth, int ngf, int dtype, int n, int h, int w, int sms, int shared, char* said, int size) {
+  const cuda::Limits limits{sms, shared, shared};
+  std::snprintf(said, size, "%s", cuda::hazard(cuda::make_plan(net(depth, ngf), (cuda::DType)dtype, n, h, w, limits)).c_str());
 }
 
 extern "C" void p2p_plan_check(const char* planted, char* said, int size) {
   const std::string fault = planted;
-  cuda::Plan plan = cuda::make_plan(net(5, 64), cuda::DType::kF16, 1, 64, 64, 132);
+  // Without clusters all buffers are there to go wrong; with them steps 2 to 7 store normalised maps.
+  const bool clusters = fault.find("cluster") != std::string::npos;
+  const cuda::Limits limits = clusters ? cuda::Limits{132, 228 << 10, 227 << 10} : cuda::Limits{132};
+  cuda::Plan plan = cuda::make_plan(net(5, 64), cuda::DType::kF16, 1, 64, 64, limits);
   std::vector<cuda::Step>& steps = plan.steps;
   if (fault == "a kernel that waits for none") steps[4].waits_for = -1;
   if (fault == "a kernel that waits too early") steps[6].waits_for = 4;
@@ -42,5 +46,7 @@ extern "C" void p2p_plan_check(const char* planted, char* said, int size) {
     steps[2].waits_for = 0;
     steps[2].input = 0;
   }
+  if (fault == "a cluster's map over a skip") steps[4].dst = steps[2].dst;
+  if (fault == "a cluster's map normed again") steps[4].affine = 0;
   std::snprintf(said, size, "%s", cuda::hazard(plan).c_str());
 }

@@ -13,7 +13,8 @@
 
 extern "C" int p2p_host_network(int count, const int32_t* layers, const float* slopes, const float* eps,
                                 const float* const* tensors, int dtype, int n, int h, int w, int pixel_bytes, void* in,
-                                void* out, int sms, uint32_t seed, const uint64_t* dropout, char* error, int error_size);
+                                void* out, int sms, int shared, uint32_t seed, const uint64_t* dropout, char* error,
+                                int error_size);
 
 namespace {
 
@@ -27,7 +28,7 @@ std::vector<float> noise(size_t count) {
 }
 
 // A U-Net of depth 3: e1, e2, e3, d1, d2, d3.
-void network(int dtype, int pixel_bytes) {
+void network(int dtype, int pixel_bytes, int shared) {
   const int32_t layers[6][8] = {{0, 3, 8, 0, -1, 0, 0, 0},  {0, 8, 13, 1, -1, 0, 0, 0},  {0, 13, 16, 0, -1, 0, 0, 0},
                                 {1, 16, 13, 1, -1, 0, 1, 0}, {1, 26, 8, 1, 1, 0, 0, 0}, {1, 16, 3, 0, 0, 1, 0, 0}};
   const float slopes[6] = {1.0f, 0.2f, 0.2f, 0.0f, 0.0f, 0.0f}, eps[6] = {1e-5f, 1e-5f, 1e-5f, 1e-5f, 1e-5f, 1e-5f};
@@ -46,7 +47,7 @@ void network(int dtype, int pixel_bytes) {
   }
   const uint64_t dropout[2] = {5, 6};
   char error[500] = "";
-  if (p2p_host_network(6, layers[0], slopes, eps, tensors.data(), dtype, n, h, w, pixel_bytes, in.data(), out.data(), 132, 7,
+  if (p2p_host_network(6, layers[0], slopes, eps, tensors.data(), dtype, n, h, w, pixel_bytes, in.data(), out.data(), 132, shared, 7,
                        dropout, error, 500)) {
     std::fprintf(stderr, "net of dtype %d: %s\n", dtype, error);
     std::exit(3);
@@ -55,7 +56,7 @@ void network(int dtype, int pixel_bytes) {
 }
 
 // Two images of 3x5 pixels, two sources of 9 and 5 channels, splits, statistics, channels to spare.
-void layer(p2p::cuda::Kind kind, p2p::cuda::Tile tile, int dtype) {
+void layer(p2p::cuda::Kind kind, p2p::cuda::Tile tile, int dtype, int cluster, bool patch = false) {
   HostLayer l{};
   const bool up = kind == p2p::cuda::Kind::kDeconv;
   l.kind = (int32_t)kind;
@@ -68,6 +69,8 @@ void layer(p2p::cuda::Kind kind, p2p::cuda::Tile tile, int dtype) {
   l.c1 = 5;
   l.co = 11;
   l.splits = 2;
+  l.cluster = cluster;
+  l.patch = patch;
   l.norm = 1;
   l.dropout0 = l.dropout1 = -1;
   l.slope = 0.2f;
@@ -87,7 +90,7 @@ void layer(p2p::cuda::Kind kind, p2p::cuda::Tile tile, int dtype) {
   l.affine = affine.data();
   char error[500] = "";
   if (p2p_host_layer(&l, error, 500)) {
-    std::fprintf(stderr, "layer of kind %d, tile %d, dtype %d: %s\n", l.kind, l.tile, dtype, error);
+    std::fprintf(stderr, "layer of kind %d, tile %d, dtype %d, cluster %d: %s\n", l.kind, l.tile, dtype, cluster, error);
     std::exit(3);
   }
   ++runs;
@@ -99,14 +102,19 @@ int main(int argc, char**) {
   using p2p::cuda::Kind, p2p::cuda::Tile;
   if (argc > 1) {
     p2p::cuda::host::trust(true);
-    layer(Kind::kConv, Tile::k64x64, 0);
+    layer(Kind::kConv, Tile::k64x64, 0, 0);
     return 0;
   }
   for (int dtype : {0, 1, 2}) {
-    for (int pixel_bytes : {1, 4}) network(dtype, pixel_bytes);
+    for (int pixel_bytes : {1, 4}) network(dtype, pixel_bytes, 0);
+    if (dtype != 0) network(dtype, 1, 99 << 10);
     for (Kind kind : {Kind::kConv, Kind::kDeconv})
       for (Tile tile : {Tile::k64x64, Tile::k64x32, Tile::k16x32})
-        if (dtype != 0 || tile == Tile::k64x64) layer(kind, tile, dtype);
+        if (dtype != 0 || tile == Tile::k64x64) layer(kind, tile, dtype, 0);
+    if (dtype != 0)
+      for (Kind kind : {Kind::kConv, Kind::kDeconv}) layer(kind, Tile::k64x32, dtype, 2);
+    if (dtype != 0)
+      for (Kind kind : {Kind::kConv, Kind::kDeconv}) layer(kind, Tile::k64x64, dtype, 0, true);
   }
   std::printf("ran %d kernels\n", runs);
 }
