@@ -19,7 +19,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -32,7 +31,7 @@ from . import _core, images
 from .errors import BackendUnavailable, VideoError
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .engine import Engine, Lanes
 
 DEPTH = 4  # items between two threads
 BLOCK = 16  # pixels; the unit in which `similar` compares frames
@@ -348,8 +347,6 @@ class _Run:
         self, reuse: _Reuse, expected: int | None, progress: Progress | None, began: float
     ) -> None:
         """Hand frames to the engine and results to the writer, in file order."""
-        beside = getattr(self._engine, "_beside", 1)
-        translate = self._engine._alone if beside > 1 else self._engine.translate
         pending: deque[tuple[Any, Callable[[], np.ndarray] | None]] = deque()
 
         def pass_on() -> None:
@@ -363,23 +360,16 @@ class _Run:
                 self._report.seconds = time.perf_counter() - began
                 progress(self._report, expected)
 
-        with ThreadPoolExecutor(beside, "pix2pix_fast.video") as workers:
-            try:
-                while (item := self._read.get()) is not None:
-                    frame = isinstance(item, _Frame)
-                    pending.append(
-                        (item, reuse.result(item.model, workers, translate) if frame else None)
-                    )
-                    # one more than there are threads, so that none of them waits for the next
-                    while len(pending) > beside + (beside > 1) or pending[0][1] is None:
-                        pass_on()
-                        if not pending:
-                            break
-                while pending:
+        with self._engine.lanes() as lanes:
+            # one more than there are lanes, so that none of them waits for the next
+            ahead = lanes.count + (lanes.count > 1)
+            while (item := self._read.get()) is not None:
+                frame = isinstance(item, _Frame)
+                pending.append((item, reuse.result(item.model, lanes) if frame else None))
+                while pending and (len(pending) > ahead or pending[0][1] is None):
                     pass_on()
-            except BaseException:
-                workers.shutdown(wait=False, cancel_futures=True)
-                raise
+            while pending:
+                pass_on()
         self._write.put(None)
 
     def _writing(self, output: Output) -> None:
@@ -400,9 +390,7 @@ class _Reuse:
         self._input: np.ndarray | None = None  # of the last translated frame
         self._result: Callable[[], np.ndarray] | None = None
 
-    def result(
-        self, model: np.ndarray, workers: ThreadPoolExecutor, translate: Callable[..., Any]
-    ) -> Callable[[], np.ndarray]:
+    def result(self, model: np.ndarray, lanes: Lanes) -> Callable[[], np.ndarray]:
         """What will give a frame's result; to be called in the order of the frames."""
         old, last = self._input, self._result
         same_shape = old is not None and old.shape == model.shape
@@ -413,7 +401,7 @@ class _Reuse:
             if self._similar > 0 and block_difference(old, model) <= self._similar:
                 self._report.similar += 1
                 return last
-        made: Callable[[], np.ndarray] = workers.submit(translate, model).result
+        made: Callable[[], np.ndarray] = lanes.submit(model).result
         self._report.translated += 1
         if self._deflicker and old is not None and last is not None and same_shape:
             made = _Steady(made, last, model, old, self._deflicker)
@@ -490,6 +478,7 @@ class Converter:
         self._new: Any = VideoReformatter
         self._blank: Any = VideoFrame
         self._scalers: dict[Any, Any] = {}
+        self._turns: dict[int, tuple[bool, bool, bool]] = {}
         # Without the two flags chroma is halved again on its way and grays come out tinted.
         self._flags = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
         self._exact = self._flags | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -500,10 +489,25 @@ class Converter:
             scaler = self._scalers[key] = self._new()
         return scaler.reformat(frame, threads=1, **options)
 
+    def orientation(self, frame: Any) -> tuple[bool, bool, bool]:
+        """(transpose, then mirror left-right, then top-bottom) that makes a frame upright.
+
+        Looked up once for each rotation that a clip has: a frame whose side_data was asked for is a
+        cycle of references in PyAV and stays until the garbage collector comes (100 KB each)."""
+        turn = self._turns.get(frame.rotation)
+        if turn is None:
+            turn = self._turns[frame.rotation] = orientation(frame)
+        return turn
+
+    def upright_size(self, frame: Any) -> tuple[int, int]:
+        """(h, w) of a frame once it is upright."""
+        size = (frame.height, frame.width)
+        return size[::-1] if self.orientation(frame)[0] else size
+
     def array(self, frame: Any, channels: int, size: tuple[int, int] | None) -> np.ndarray:
         """(h, w) or (h, w, 3) uint8, full range, upright; size is (h, w), None the frame's own."""
-        transposed, flip_x, flip_y = orientation(frame)
-        h, w = size or (upright_size(frame))
+        transposed, flip_x, flip_y = self.orientation(frame)
+        h, w = size or self.upright_size(frame)
         if transposed:
             h, w = w, h
         kind = frame.format
@@ -623,7 +627,7 @@ def colours(frame: Any) -> tuple[int, bool]:
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """(transpose, then mirror left-right, then top-bottom) that makes a frame upright."""
+    """As Converter.orientation, from the frame's display matrix."""
     with suppress(Exception):
         matrix = frame.side_data.get("DISPLAYMATRIX")
         if matrix is not None:
@@ -632,11 +636,6 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
                 return False, a < 0, d < 0
             return True, c < 0, b < 0
     return False, False, False
-
-
-def upright_size(frame: Any) -> tuple[int, int]:
-    size = (frame.height, frame.width)
-    return size[::-1] if orientation(frame)[0] else size
 
 
 # In
@@ -714,11 +713,11 @@ class _Reader:
                 f"{self._source}: no frame could be decoded" + (f" ({what})" if what else "")
             )
         frame = self._held[-1]
-        height, width = upright_size(frame)
+        height, width = self._convert.upright_size(frame)
         images.check_size(height, width, "src: a frame")
         self._first_shape = (height, width)
         aspect = self._video.sample_aspect_ratio
-        if aspect and orientation(frame)[0]:
+        if aspect and self._convert.orientation(frame)[0]:
             aspect = 1 / aspect
         primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
         if transfer in (16, 18):
@@ -845,7 +844,7 @@ class _Reader:
         return True
 
     def _frame(self, frame: Any, pts: int) -> _Frame:
-        shape = upright_size(frame)
+        shape = self._convert.upright_size(frame)
         if shape != self._first_shape:
             self._report.warn("the size changes within the clip; the first one is kept")
         model = self._convert.array(frame, self._channels, self._size or self._first_shape)
