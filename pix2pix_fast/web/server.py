@@ -46,6 +46,7 @@ MAX_PIXELS = 1 << 20  # of one frame; 4 times as many would cost 300 MB while th
 MAX_CLIENTS = 64  # WebSockets at once
 MAX_CONNECTIONS = 256  # of any kind; the next one gets 503
 MAX_BAD = 8  # bad messages in a row, then the connection closes with 1008
+PAUSE = 0.025  # seconds until a client is heard again after each, so that others hardly notice
 IDLE_SECONDS = 10.0  # after this silence a client's place may go to a newcomer, if all are taken
 DEFAULT_MODELS = ("facades_labels2photo.safetensors", "edges2photo.safetensors")
 
@@ -317,8 +318,13 @@ class Hall:
             self._clients.pop(client, None)
 
     async def _listen(self, client: Client, websocket: WebSocket) -> None:
-        bad = 0
         while True:
+            if client.bad >= MAX_BAD:
+                await websocket.close(1008, f"{client.bad} bad messages in a row")
+                await asyncio.wait_for(_hear_out(websocket), 1)
+                return
+            if client.bad:
+                await asyncio.sleep(PAUSE)
             message = await websocket.receive()
             if message["type"] != "websocket.receive":
                 return
@@ -328,15 +334,10 @@ class Hall:
                 if data is None:
                     raise protocol.BadFrame("message: expected a binary frame, got text")
                 self._turns.put(client, protocol.parse(data, self._multiples, self._max_pixels))
-                bad = 0
             except protocol.BadFrame as error:
-                bad += 1
+                client.bad += 1
                 text = _error(str(error), error.number)
                 await asyncio.wait_for(client.answer(text), 20)
-                if bad >= MAX_BAD:
-                    await websocket.close(1008, f"{bad} bad messages in a row")
-                    await asyncio.wait_for(_hear_out(websocket), 1)
-                    return
 
     async def _make_room(self) -> bool:
         """Whether a newcomer fits; the longest silent client makes room for him."""
@@ -353,9 +354,10 @@ class Hall:
 
 
 async def _hear_out(websocket: WebSocket) -> None:
-    """Read on until the other side has closed too: unread messages would hide that it did."""
+    """Read on, unhurried, until the other side has closed too: unread messages would hide that it
+    did."""
     while (await websocket.receive())["type"] == "websocket.receive":
-        pass
+        await asyncio.sleep(PAUSE)
 
 
 def _hello(served: Sequence[Served], max_pixels: int) -> str:
