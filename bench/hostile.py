@@ -150,7 +150,9 @@ def draw(talk: ClientConnection, seconds: float, going: Any = lambda: False) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--messages", type=int, default=500, help="different ones, sent again and again")
+    parser.add_argument(
+        "--messages", type=int, default=500, help="different ones, sent again and again"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of a phase")
     arguments = parser.parse_args()
@@ -171,15 +173,19 @@ def main() -> None:
             enemy.start()
             loud = draw(talk, 0.0, enemy.is_alive)
             total += sent.value
-            rows.append((*np.percentile(quiet, (50, 95)), *np.percentile(loud, (50, 95)), len(loud)))
+            rows.append(
+                (*np.percentile(quiet, (50, 95)), *np.percentile(loud, (50, 95)), len(loud))
+            )
             peak = max(peak, process.memory_info().rss)
         alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     print("quiet p50   p95   hostile p50   p95   ratio of p95   frames meanwhile")
     for q50, q95, h50, h95, count in rows:
         print(f"{q50:9.1f} {q95:5.1f} {h50:13.1f} {h95:5.1f} {h95 / q95:14.2f} {count:18}")
     ratio = statistics.median(h95 for *_, h95, _ in rows) / statistics.median(r[1] for r in rows)
-    print(f"{total} hostile messages, {os.cpu_count()} cores: the good client's p95 is {ratio:.2f} times "
-          f"its quiet one; memory {before / 2**20:.0f} -> {peak / 2**20:.0f} MiB; server alive: {alive}")
+    print(
+        f"{total} hostile messages, {os.cpu_count()} cores: the good client's p95 is {ratio:.2f} times "
+        f"its quiet one; memory {before / 2**20:.0f} -> {peak / 2**20:.0f} MiB; server alive: {alive}"
+    )
 
 
 if __name__ == "__main__":

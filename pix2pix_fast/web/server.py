@@ -47,6 +47,7 @@ MAX_CLIENTS = 64  # WebSockets at once
 MAX_CONNECTIONS = 256  # of any kind; the next one gets 503
 MAX_BAD = 8  # bad messages in a row, then the connection closes with 1008
 PAUSE = 0.025  # seconds until a client is heard again after each, so that others hardly notice
+GOODBYE = 0.25  # seconds from telling a client to go until the connection is cut
 IDLE_SECONDS = 10.0  # after this silence a client's place may go to a newcomer, if all are taken
 DEFAULT_MODELS = ("facades_labels2photo.safetensors", "edges2photo.safetensors")
 
@@ -151,6 +152,21 @@ def check_libraries() -> None:
 def make_server(app: ASGIApp) -> uvicorn.Server:
     """A uvicorn server with our limits; `run(sockets=[...])` serves."""
     import uvicorn
+    from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
+
+    base: Any = AutoWebSocketsProtocol
+
+    class Curt(base):  # type: ignore[misc]
+        """uvicorn reads on at full speed, for 10 s, from a client that was told to go."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.close_timeout = GOODBYE
+
+        async def send(self, message: Any) -> None:
+            await super().send(message)
+            if message["type"] == "websocket.close":
+                self.transport.pause_reading()
 
     return uvicorn.Server(
         uvicorn.Config(
@@ -160,6 +176,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,
             lifespan="on",
+            ws=Curt,
             ws_max_size=MAX_MESSAGE,
             ws_max_queue=2,
             ws_per_message_deflate=False,  # no bombs, and pictures hardly shrink
@@ -321,7 +338,6 @@ class Hall:
         while True:
             if client.bad >= MAX_BAD:
                 await websocket.close(1008, f"{client.bad} bad messages in a row")
-                await asyncio.wait_for(_hear_out(websocket), 1)
                 return
             if client.bad:
                 await asyncio.sleep(PAUSE)
@@ -351,13 +367,6 @@ class Hall:
         with suppress(Exception):
             await asyncio.wait_for(websocket.close(1013, "idle; its place was needed"), 1)
         return True
-
-
-async def _hear_out(websocket: WebSocket) -> None:
-    """Read on, unhurried, until the other side has closed too: unread messages would hide that it
-    did."""
-    while (await websocket.receive())["type"] == "websocket.receive":
-        await asyncio.sleep(PAUSE)
 
 
 def _hello(served: Sequence[Served], max_pixels: int) -> str:
