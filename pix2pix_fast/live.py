@@ -271,7 +271,7 @@ class _Run:
             except _Lost as lost:
                 if self._report.translated > before:
                     failures, seen = 0, True
-                text = f"{self._source.name}: {lost}"
+                text = f"{self._source.name}: {str(lost).removeprefix(f'{self._source.name} ')}"
                 if not seen or failures >= retries:
                     after = f"; gave up after {failures} attempts to open it again" * (failures > 0)
                     raise VideoError(f"{text}{after}") from lost

@@ -37,6 +37,9 @@ DEPTH = 4  # items between two threads
 BLOCK = 16  # pixels; the unit in which `similar` compares frames
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 ENCODERS = {"h264": "libx264", "hevc": "libx265"}
+PRESETS = (
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"
+)  # fmt: skip
 # Of input: real containers. Playlists and scripts, which name other files, are not among them.
 FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,gif,asf,nut,ivf,mxf,yuv4mpegpipe,h264,hevc,"
@@ -148,7 +151,7 @@ def translate_video(
     250
     """
     source, target = _check_paths(src, dst, overwrite)
-    _check(engine, start, end, fit, similar, deflicker, audio, codec, quality)
+    _check(engine, start, end, fit, similar, deflicker, audio, codec, quality, preset)
     pyav()
     report = VideoReport()
     began = time.perf_counter()
@@ -185,13 +188,16 @@ def _check_paths(src: Any, dst: Any, overwrite: bool) -> tuple[Path, Path]:
 def check_target(target: Path, overwrite: bool) -> None:
     """Refuse, before any work, a result that could not be written."""
     if target.suffix.lower() not in CONTAINERS:
-        raise ValueError(f"dst: expected a name that ends in {' '.join(CONTAINERS)}, got {target}")
+        raise ValueError(
+            f"{target}: expected a name that ends in {' '.join(CONTAINERS)}, such as "
+            f"{target.stem or 'out'}.mp4"
+        )
     if target.is_dir():
         raise VideoError(f"{target} is a folder; expected the name of a video file")
     if target.exists() and not overwrite:
         raise FileExistsError(17, "File exists (overwrite replaces it)", str(target))
     if not target.parent.is_dir():
-        raise FileNotFoundError(2, "No such folder", str(target.parent))
+        raise FileNotFoundError(2, "No such folder; make it first", str(target.parent))
     if not os.access(target.parent, os.W_OK):
         raise PermissionError(13, "Permission denied", str(target.parent))
 
@@ -206,12 +212,14 @@ def _check(
     audio: str,
     codec: str,
     quality: int,
+    preset: str,
 ) -> None:
     check_channels(engine)
     for name, value, known in (
         ("fit", fit, ("resize", "native")),
         ("audio", audio, ("copy", "drop")),
         ("codec", codec, tuple(ENCODERS)),
+        ("preset", preset, PRESETS),
     ):
         if value not in known:
             raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
@@ -326,7 +334,10 @@ class _Run:
                 raise self._errors[0]
             if not self._report.frames:
                 output.abandon()
-                raise VideoError(f"{self._source}: no frame could be decoded in the chosen range")
+                raise VideoError(
+                    f"{self._source}: no frame could be decoded between start and end"
+                    + (f"; it is {reader.length:.2f} s long" if reader.length else "")
+                )
             output.finish()
 
     def _guard(self, work: Callable[[Any], None], subject: Any) -> None:
@@ -686,7 +697,7 @@ class _Reader:
         """How many frames there may be; None where the file does not say."""
         start, end = self._options.start or 0.0, self._options.end
         rate = self._video.average_rate
-        length = self._length()
+        length = self.length
         if start == 0 and end is None and self._video.frames:
             return int(self._video.frames)
         if not rate or (length is None and end is None):
@@ -694,7 +705,9 @@ class _Reader:
         last = min(x for x in (length, end) if x is not None)
         return max(1, round((last - start) * float(rate)))
 
-    def _length(self) -> float | None:
+    @property
+    def length(self) -> float | None:
+        """Seconds, where the file says so."""
         if self._video.duration and self._video.time_base:
             return float(self._video.duration * self._video.time_base)
         if self._container.duration:
@@ -817,7 +830,7 @@ class _Reader:
         yield from self._decoded
 
     def _check_end(self, last: int | None, step: int, base: Fraction) -> None:
-        length = self._length()
+        length = self.length
         if self._options.end is not None or length is None or last is None:
             return
         # Matroska says when its end is, other containers how long they are
@@ -857,6 +870,8 @@ class _Reader:
 def open_clip(source: Path) -> Any:
     """A container that reads this one file and nothing else."""
     av = pyav()
+    if source.is_file() and not source.stat().st_size:
+        raise VideoError(f"{source} is empty; expected a video file")
     try:
         return av.open(
             f"file:{source}",
@@ -867,7 +882,10 @@ def open_clip(source: Path) -> Any:
     except PermissionError:
         raise PermissionError(13, "Permission denied", str(source)) from None
     except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
-        raise VideoError(f"{source} cannot be opened as a video: {said(error)}") from error
+        raise VideoError(
+            f"{source} cannot be opened as a video ({said(error)}); expected a whole MP4, MOV, "
+            "Matroska, WebM, AVI or the like"
+        ) from error
 
 
 def pick_video(container: Any, name: str) -> Any:
@@ -924,7 +942,7 @@ class Output:
             self._open(encoder, [], warn)
         except BaseException as error:
             self.abandon()
-            if isinstance(error, OSError) or not isinstance(error, Exception):
+            if isinstance(error, VideoError) or not isinstance(error, Exception):
                 raise
             raise VideoError(f"{target} cannot be written: {said(error)}") from error
 

@@ -638,8 +638,15 @@ def test_a_model_of_five_channels_is_refused(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_said_plainly() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {port}"):
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {port}.*--port 0"):
             server.serve(port=port)
+
+
+def test_a_host_that_is_none_is_said_plainly() -> None:
+    with pytest.raises(ValueError, match="host: expected an address or name of this machine, got 'no"):
+        server.serve(host="nowhere.invalid", port=0)
+    with pytest.raises(OSError, match="expected an address of this machine"):
+        server.serve(host="203.0.113.9", port=0)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C to a child needs POSIX signals")

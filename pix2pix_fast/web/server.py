@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import hashlib
 import json
 import logging
@@ -427,9 +428,13 @@ def policy() -> str:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket on the first address that `host` stands for."""
-    family, _, _, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ValueError(
+            f"host: expected an address or name of this machine, got {host!r}: {error.strerror}"
+        ) from None
+    family, _, _, _, address = found[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         if os.name == "posix":  # a server that stopped a moment ago does not block its port
@@ -438,7 +443,12 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
+        cure = {
+            errno.EADDRINUSE: "; another program has it, --port 0 takes a free one",
+            errno.EADDRNOTAVAIL: "; expected an address of this machine",
+            errno.EACCES: "; ports below 1024 are the administrator's",
+        }.get(error.errno or 0, "")
         raise OSError(
-            error.errno, f"cannot listen on {host} port {port}: {error.strerror}"
+            error.errno, f"cannot listen on {host} port {port}: {error.strerror}{cure}"
         ) from None
     return listener
