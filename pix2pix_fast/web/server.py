@@ -165,8 +165,8 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
             self.close_timeout = GOODBYE
 
         async def send(self, message: Any) -> None:
-            await super().send(message)
-            if message["type"] == "websocket.close":
+            await super().send(message)  # bytes where an older uvicorn's class speaks for itself
+            if isinstance(message, dict) and message["type"] == "websocket.close":
                 self.transport.pause_reading()
 
     return uvicorn.Server(
