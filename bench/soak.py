@@ -34,7 +34,11 @@ def growth(samples: list[tuple[float, float]]) -> str:
     kept = samples[len(samples) // 5 :]
     x, y = (np.array(values) for values in zip(*kept, strict=True))
     slope = np.polyfit(x, y, 1)[0]
-    return f"{y[0]:.1f} MB -> {y[-1]:.1f} MB, slope x length {slope * (x[-1] - x[0]):+.2f} MB"
+    more = slope * (x[-1] - x[0])
+    return (
+        f"{y[0]:.1f} MB -> {y[-1]:.1f} MB, slope x length {more:+.2f} MB, "
+        f"{more / y.mean():+.2%} of it (bar: below 1 %)"
+    )
 
 
 def film(frames: int) -> None:
@@ -94,6 +98,7 @@ def fast(seconds: float) -> None:
     exact = report.captured == source.given == report.translated + report.dropped
     print(f"frame {frame_ms:.2f} ms alone; source {source.rate:.0f} frames/s for {seconds:g} s")
     print(f"{source.given} given = {report.translated} translated + {report.dropped} dropped: {exact}")
+    print(f"at most {report.deepest} frames between source and result")
     print(f"age p50 {p50:.1f}, p95 {p95:.1f}, p99 {p99:.1f} ms; bound {2 * frame_ms + 50:.1f} ms")
     print(f"memory {growth(samples)}")
 

@@ -40,7 +40,6 @@ from .video import (
     pick_video,
     pyav,
     said,
-    upright_size,
 )
 
 if TYPE_CHECKING:
@@ -75,6 +74,7 @@ class LiveReport:
     captured: int = 0  # frames that the source gave
     translated: int = 0
     dropped: int = 0  # replaced by a newer one, or left when it ended
+    deepest: int = 0  # frames between source and result at once, the most there were
     recorded: int = 0
     reconnections: int = 0
     seconds: float = 0.0
@@ -184,6 +184,8 @@ class _Connection:
         self._heard = time.perf_counter()  # of the source, last
         self.captured = 0
         self.dropped = 0
+        self.done = 0  # translated, as the taker counts
+        self.deepest = 0
         # a daemon: a camera's driver may never return from a read
         threading.Thread(target=self._read, name="pix2pix_fast.live", daemon=True).start()
 
@@ -197,6 +199,7 @@ class _Connection:
                     self.captured += 1
                     self.dropped += self._shot is not None
                     self._shot = shot
+                    self.deepest = max(self.deepest, self.captured - self.dropped - self.done)
                     self._heard = time.perf_counter()
                     self._change.notify()
         except BaseException as failure:
@@ -268,7 +271,7 @@ class _Run:
             except _Lost as lost:
                 if self._report.translated > before:
                     failures, seen = 0, True
-                text = f"{self._source.name}: {lost}"
+                text = f"{self._source.name}: {str(lost).removeprefix(f'{self._source.name} ')}"
                 if not seen or failures >= retries:
                     after = f"; gave up after {failures} attempts to open it again" * (failures > 0)
                     raise VideoError(f"{text}{after}") from lost
@@ -288,6 +291,7 @@ class _Run:
         def count() -> None:
             report.captured = captured + connection.captured
             report.dropped = dropped + connection.dropped + in_work
+            report.deepest = max(report.deepest, connection.deepest)
             report.seconds = time.perf_counter() - self._began
 
         try:
@@ -300,6 +304,7 @@ class _Run:
                     in_work = 1
                     result = self._translate(shot)
                     report.translated += 1
+                    connection.done += 1
                     in_work = 0
                     report.ages.append(time.perf_counter() - shot.at)
                     if self._recorder is not None:
@@ -348,7 +353,7 @@ class _Recorder:
         if self._thread is None:
             frame = shot.frame
             array = isinstance(frame, np.ndarray)
-            height, width = frame.shape[:2] if array else upright_size(frame)
+            height, width = frame.shape[:2] if array else Converter().upright_size(frame)
             plan = Plan(height, width, MILLISECOND, Fraction(30), None, 1, 1)
             self._output = Output(self._target, height, width, encoder=self._encoder, plan=plan)
             self._first = shot.at

@@ -19,7 +19,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -32,12 +31,15 @@ from . import _core, images
 from .errors import BackendUnavailable, VideoError
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .engine import Engine, Lanes
 
 DEPTH = 4  # items between two threads
 BLOCK = 16  # pixels; the unit in which `similar` compares frames
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 ENCODERS = {"h264": "libx264", "hevc": "libx265"}
+PRESETS = (
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"
+)  # fmt: skip
 # Of input: real containers. Playlists and scripts, which name other files, are not among them.
 FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,gif,asf,nut,ivf,mxf,yuv4mpegpipe,h264,hevc,"
@@ -149,7 +151,7 @@ def translate_video(
     250
     """
     source, target = _check_paths(src, dst, overwrite)
-    _check(engine, start, end, fit, similar, deflicker, audio, codec, quality)
+    _check(engine, start, end, fit, similar, deflicker, audio, codec, quality, preset)
     pyav()
     report = VideoReport()
     began = time.perf_counter()
@@ -186,13 +188,16 @@ def _check_paths(src: Any, dst: Any, overwrite: bool) -> tuple[Path, Path]:
 def check_target(target: Path, overwrite: bool) -> None:
     """Refuse, before any work, a result that could not be written."""
     if target.suffix.lower() not in CONTAINERS:
-        raise ValueError(f"dst: expected a name that ends in {' '.join(CONTAINERS)}, got {target}")
+        raise ValueError(
+            f"{target}: expected a name that ends in {' '.join(CONTAINERS)}, such as "
+            f"{target.stem or 'out'}.mp4"
+        )
     if target.is_dir():
         raise VideoError(f"{target} is a folder; expected the name of a video file")
     if target.exists() and not overwrite:
         raise FileExistsError(17, "File exists (overwrite replaces it)", str(target))
     if not target.parent.is_dir():
-        raise FileNotFoundError(2, "No such folder", str(target.parent))
+        raise FileNotFoundError(2, "No such folder; make it first", str(target.parent))
     if not os.access(target.parent, os.W_OK):
         raise PermissionError(13, "Permission denied", str(target.parent))
 
@@ -207,12 +212,14 @@ def _check(
     audio: str,
     codec: str,
     quality: int,
+    preset: str,
 ) -> None:
     check_channels(engine)
     for name, value, known in (
         ("fit", fit, ("resize", "native")),
         ("audio", audio, ("copy", "drop")),
         ("codec", codec, tuple(ENCODERS)),
+        ("preset", preset, PRESETS),
     ):
         if value not in known:
             raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
@@ -327,7 +334,10 @@ class _Run:
                 raise self._errors[0]
             if not self._report.frames:
                 output.abandon()
-                raise VideoError(f"{self._source}: no frame could be decoded in the chosen range")
+                raise VideoError(
+                    f"{self._source}: no frame could be decoded between start and end"
+                    + (f"; it is {reader.length:.2f} s long" if reader.length else "")
+                )
             output.finish()
 
     def _guard(self, work: Callable[[Any], None], subject: Any) -> None:
@@ -348,8 +358,6 @@ class _Run:
         self, reuse: _Reuse, expected: int | None, progress: Progress | None, began: float
     ) -> None:
         """Hand frames to the engine and results to the writer, in file order."""
-        beside = getattr(self._engine, "_beside", 1)
-        translate = self._engine._alone if beside > 1 else self._engine.translate
         pending: deque[tuple[Any, Callable[[], np.ndarray] | None]] = deque()
 
         def pass_on() -> None:
@@ -363,23 +371,16 @@ class _Run:
                 self._report.seconds = time.perf_counter() - began
                 progress(self._report, expected)
 
-        with ThreadPoolExecutor(beside, "pix2pix_fast.video") as workers:
-            try:
-                while (item := self._read.get()) is not None:
-                    frame = isinstance(item, _Frame)
-                    pending.append(
-                        (item, reuse.result(item.model, workers, translate) if frame else None)
-                    )
-                    # one more than there are threads, so that none of them waits for the next
-                    while len(pending) > beside + (beside > 1) or pending[0][1] is None:
-                        pass_on()
-                        if not pending:
-                            break
-                while pending:
+        with self._engine.lanes() as lanes:
+            # one more than there are lanes, so that none of them waits for the next
+            ahead = lanes.count + (lanes.count > 1)
+            while (item := self._read.get()) is not None:
+                frame = isinstance(item, _Frame)
+                pending.append((item, reuse.result(item.model, lanes) if frame else None))
+                while pending and (len(pending) > ahead or pending[0][1] is None):
                     pass_on()
-            except BaseException:
-                workers.shutdown(wait=False, cancel_futures=True)
-                raise
+            while pending:
+                pass_on()
         self._write.put(None)
 
     def _writing(self, output: Output) -> None:
@@ -400,9 +401,7 @@ class _Reuse:
         self._input: np.ndarray | None = None  # of the last translated frame
         self._result: Callable[[], np.ndarray] | None = None
 
-    def result(
-        self, model: np.ndarray, workers: ThreadPoolExecutor, translate: Callable[..., Any]
-    ) -> Callable[[], np.ndarray]:
+    def result(self, model: np.ndarray, lanes: Lanes) -> Callable[[], np.ndarray]:
         """What will give a frame's result; to be called in the order of the frames."""
         old, last = self._input, self._result
         same_shape = old is not None and old.shape == model.shape
@@ -413,7 +412,7 @@ class _Reuse:
             if self._similar > 0 and block_difference(old, model) <= self._similar:
                 self._report.similar += 1
                 return last
-        made: Callable[[], np.ndarray] = workers.submit(translate, model).result
+        made: Callable[[], np.ndarray] = lanes.submit(model).result
         self._report.translated += 1
         if self._deflicker and old is not None and last is not None and same_shape:
             made = _Steady(made, last, model, old, self._deflicker)
@@ -490,6 +489,7 @@ class Converter:
         self._new: Any = VideoReformatter
         self._blank: Any = VideoFrame
         self._scalers: dict[Any, Any] = {}
+        self._turns: dict[int, tuple[bool, bool, bool]] = {}
         # Without the two flags chroma is halved again on its way and grays come out tinted.
         self._flags = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
         self._exact = self._flags | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -500,10 +500,25 @@ class Converter:
             scaler = self._scalers[key] = self._new()
         return scaler.reformat(frame, threads=1, **options)
 
+    def orientation(self, frame: Any) -> tuple[bool, bool, bool]:
+        """(transpose, then mirror left-right, then top-bottom) that makes a frame upright.
+
+        Looked up once for each rotation that a clip has: a frame whose side_data was asked for is a
+        cycle of references in PyAV and stays until the garbage collector comes (100 KB each)."""
+        turn = self._turns.get(frame.rotation)
+        if turn is None:
+            turn = self._turns[frame.rotation] = orientation(frame)
+        return turn
+
+    def upright_size(self, frame: Any) -> tuple[int, int]:
+        """(h, w) of a frame once it is upright."""
+        size = (frame.height, frame.width)
+        return size[::-1] if self.orientation(frame)[0] else size
+
     def array(self, frame: Any, channels: int, size: tuple[int, int] | None) -> np.ndarray:
         """(h, w) or (h, w, 3) uint8, full range, upright; size is (h, w), None the frame's own."""
-        transposed, flip_x, flip_y = orientation(frame)
-        h, w = size or (upright_size(frame))
+        transposed, flip_x, flip_y = self.orientation(frame)
+        h, w = size or self.upright_size(frame)
         if transposed:
             h, w = w, h
         kind = frame.format
@@ -623,7 +638,7 @@ def colours(frame: Any) -> tuple[int, bool]:
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """(transpose, then mirror left-right, then top-bottom) that makes a frame upright."""
+    """As Converter.orientation, from the frame's display matrix."""
     with suppress(Exception):
         matrix = frame.side_data.get("DISPLAYMATRIX")
         if matrix is not None:
@@ -632,11 +647,6 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
                 return False, a < 0, d < 0
             return True, c < 0, b < 0
     return False, False, False
-
-
-def upright_size(frame: Any) -> tuple[int, int]:
-    size = (frame.height, frame.width)
-    return size[::-1] if orientation(frame)[0] else size
 
 
 # In
@@ -687,7 +697,7 @@ class _Reader:
         """How many frames there may be; None where the file does not say."""
         start, end = self._options.start or 0.0, self._options.end
         rate = self._video.average_rate
-        length = self._length()
+        length = self.length
         if start == 0 and end is None and self._video.frames:
             return int(self._video.frames)
         if not rate or (length is None and end is None):
@@ -695,7 +705,9 @@ class _Reader:
         last = min(x for x in (length, end) if x is not None)
         return max(1, round((last - start) * float(rate)))
 
-    def _length(self) -> float | None:
+    @property
+    def length(self) -> float | None:
+        """Seconds, where the file says so."""
         if self._video.duration and self._video.time_base:
             return float(self._video.duration * self._video.time_base)
         if self._container.duration:
@@ -714,11 +726,11 @@ class _Reader:
                 f"{self._source}: no frame could be decoded" + (f" ({what})" if what else "")
             )
         frame = self._held[-1]
-        height, width = upright_size(frame)
+        height, width = self._convert.upright_size(frame)
         images.check_size(height, width, "src: a frame")
         self._first_shape = (height, width)
         aspect = self._video.sample_aspect_ratio
-        if aspect and orientation(frame)[0]:
+        if aspect and self._convert.orientation(frame)[0]:
             aspect = 1 / aspect
         primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
         if transfer in (16, 18):
@@ -818,7 +830,7 @@ class _Reader:
         yield from self._decoded
 
     def _check_end(self, last: int | None, step: int, base: Fraction) -> None:
-        length = self._length()
+        length = self.length
         if self._options.end is not None or length is None or last is None:
             return
         # Matroska says when its end is, other containers how long they are
@@ -845,7 +857,7 @@ class _Reader:
         return True
 
     def _frame(self, frame: Any, pts: int) -> _Frame:
-        shape = upright_size(frame)
+        shape = self._convert.upright_size(frame)
         if shape != self._first_shape:
             self._report.warn("the size changes within the clip; the first one is kept")
         model = self._convert.array(frame, self._channels, self._size or self._first_shape)
@@ -858,6 +870,8 @@ class _Reader:
 def open_clip(source: Path) -> Any:
     """A container that reads this one file and nothing else."""
     av = pyav()
+    if source.is_file() and not source.stat().st_size:
+        raise VideoError(f"{source} is empty; expected a video file")
     try:
         return av.open(
             f"file:{source}",
@@ -868,7 +882,10 @@ def open_clip(source: Path) -> Any:
     except PermissionError:
         raise PermissionError(13, "Permission denied", str(source)) from None
     except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
-        raise VideoError(f"{source} cannot be opened as a video: {said(error)}") from error
+        raise VideoError(
+            f"{source} cannot be opened as a video ({said(error)}); expected a whole MP4, MOV, "
+            "Matroska, WebM, AVI or the like"
+        ) from error
 
 
 def pick_video(container: Any, name: str) -> Any:
@@ -925,7 +942,7 @@ class Output:
             self._open(encoder, [], warn)
         except BaseException as error:
             self.abandon()
-            if isinstance(error, OSError) or not isinstance(error, Exception):
+            if isinstance(error, VideoError) or not isinstance(error, Exception):
                 raise
             raise VideoError(f"{target} cannot be written: {said(error)}") from error
 

@@ -78,6 +78,7 @@ def test_every_frame_is_translated_or_counted_as_dropped(engine: Engine) -> None
     assert report.ended == "time is up"
     assert report.captured == report.translated + report.dropped
     assert report.translated == len(results) > 0 and report.dropped > report.translated
+    assert report.deepest == 2  # one waits, one is in work
     assert fake.given - report.captured in (0, 1)  # one may have come as it was closed
     assert fake.stops[0].is_set()
     np.testing.assert_array_equal(results[0], engine.translate(noise((SIDE, SIDE, 3))))
@@ -107,7 +108,7 @@ def test_the_newest_frame_is_the_next(engine: Engine) -> None:
             stop.set()
 
     report = live(engine, Steps(0), show=show, stop=stop)
-    assert (report.captured, report.translated, report.dropped) == (4, 2, 2)
+    assert (report.captured, report.translated, report.dropped, report.deepest) == (4, 2, 2, 1)
     assert report.ended == "stopped"
     for result, value in zip(seen, (0, 3), strict=True):
         expected = engine.translate(np.full((SIDE, SIDE, 3), value, np.uint8))

@@ -190,3 +190,37 @@ def test_real_clips(
     length = len(times_of(tmp_path / "out.mp4"))
     times = times_of(source)
     assert times_of(tmp_path / "out.mp4") == [t - times[0] for t in times][:length]
+
+
+def test_each_complaint_names_the_file_and_what_was_expected(engine: Engine, tmp_path: Path) -> None:
+    source = clip(tmp_path / "in.mp4", EVEN)
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("hello\n")
+    with av.open(str(tmp_path / "sound.mp4"), "w") as output:
+        stream = output.add_stream("aac", rate=48000, layout="mono")
+        block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        block.sample_rate, block.pts = 48000, 0
+        output.mux(stream.encode(block))
+        output.mux(stream.encode())
+
+    def told(*names: str, **options: Any) -> str:
+        with pytest.raises((ValueError, VideoError, OSError)) as caught:
+            translate_video(engine, *(tmp_path / name for name in names), **options)
+        return str(caught.value)
+
+    assert "empty.mp4 is empty; expected a video file" in told("empty.mp4", "o.mp4")
+    assert "text.mp4 cannot be opened as a video" in told("text.mp4", "o.mp4")
+    assert "expected a whole MP4" in told("text.mp4", "o.mp4")
+    assert "sound.mp4 has no video stream (it has: audio)" in told("sound.mp4", "o.mp4")
+    assert "out: expected a name that ends in .mp4 .m4v .mov .mkv" in told("in.mp4", "out")
+    assert "such as out.mp4" in told("in.mp4", "out")
+    assert "make it first" in told("in.mp4", "nowhere/o.mp4")
+    assert "it is 0.80 s long" in told("in.mp4", "o.mp4", start=300)
+    assert "preset: expected one of ultrafast" in told("in.mp4", "o.mp4", preset="nonsense")
+    assert "start: expected 0 to" in told("in.mp4", "o.mp4", start=-1)
+    assert "end: expected more than start (3 s), got 2 s" in told("in.mp4", "o.mp4", start=3, end=2)
+    if Path("/proc").is_dir():  # a folder that looks writable to an administrator and is not
+        with pytest.raises((VideoError, OSError), match="/proc"):
+            translate_video(engine, source, "/proc/o.mp4")
+    left = {"in.mp4", "empty.mp4", "text.mp4", "sound.mp4"}
+    assert {path.name for path in tmp_path.iterdir()} == left

@@ -145,6 +145,18 @@ def encoded(pixels: np.ndarray, form: str) -> bytes:
     return file.getvalue()
 
 
+def runs(pixels: np.ndarray) -> bytes:
+    """(h, w, 3) as runs of at most 7 equal pixels."""
+    flat = pixels.reshape(-1, 3)
+    starts = [0]
+    for at in range(1, len(flat)):
+        if at - starts[-1] == 7 or (flat[at] != flat[at - 1]).any():
+            starts.append(at)
+    made = np.zeros(len(starts), protocol.RUN)
+    made["count"], made["colour"] = np.diff([*starts, len(flat)]), flat[starts]
+    return made.tobytes()
+
+
 DRAWING = noise((SIDE, SIDE, 3))
 
 
@@ -161,19 +173,21 @@ def test_the_greeting_says_what_the_models_are(web: Web) -> None:
     assert hello["limits"] == {"message": server.MAX_MESSAGE, "pixels": MAX_PIXELS}
 
 
-@pytest.mark.parametrize("form", ["RGB", "PNG"])
+@pytest.mark.parametrize("form", ["RGB", "PNG", "RUNS"])
 @pytest.mark.parametrize("size", [(SIDE, SIDE), (40, 24)])
 def test_a_frame_comes_back_as_the_engine_translates_it(
     web: Web, paths: list[str], form: str, size: tuple[int, int]
 ) -> None:
-    pixels = noise((*size, 3))
+    pixels = noise((*size, 3)) // 128 * 255
     kind = protocol.FORMS.index(form)
-    data = pixels.tobytes() if form == "RGB" else encoded(pixels, form)
+    made = {"RGB": np.ndarray.tobytes, "RUNS": runs}
+    data = made[form](pixels) if form in made else encoded(pixels, form)
+    answer = 0 if form == "RUNS" else kind
     with web.socket() as talk, Engine(paths[0]) as engine:
-        talk.send(frame(data, size[1], size[0], form=kind, answer=kind, number=77))
+        talk.send(frame(data, size[1], size[0], form=kind, answer=answer, number=77))
         head, result = picture(talk.recv(10))
         np.testing.assert_array_equal(result, engine.translate(pixels))
-    assert (head["number"], head["model"], head["form"], head["dropped"]) == (77, 0, kind, 0)
+    assert (head["number"], head["model"], head["form"], head["dropped"]) == (77, 0, answer, 0)
     assert 0 < head["engine_ms"] <= head["server_ms"]
 
 
@@ -199,7 +213,13 @@ def test_jpeg_both_ways_and_a_gray_model(web: Web, paths: list[str]) -> None:
         (frame(DRAWING)[:15], "expected a header of 16 bytes, got 15"),
         (b"P2P9" + frame(DRAWING)[4:], "begin with P2P1, got 50325039"),
         (frame(DRAWING, which=2), "model: expected 0 to 1, got 2"),
-        (frame(DRAWING, form=3), "form: expected 0 to 2, got 3"),
+        (frame(DRAWING, form=4), "form: expected 0 to 3, got 4"),
+        (frame(DRAWING, form=3), "expected runs of 5 bytes, at most 1024 of them, got 3072"),
+        (frame(runs(DRAWING) + bytes(5), form=3), "expected runs of 5 bytes, at most 1024"),
+        (frame(runs(DRAWING)[:-5], form=3), "expected runs of 1024, got 1023"),
+        (frame(b"\xff\xff\0\0\0" * 1000, form=3), "expected runs of 1024, got 65535000"),
+        (frame(b"", form=3), "expected runs of 1024, got 0"),
+        (frame(DRAWING, answer=3), "answer: expected 0 to 2, got 3"),
         (frame(DRAWING, answer=255), "answer: expected 0 to 2, got 255"),
         (frame(b"", 0, 5), "at least 1 x 1 pixel, got 0 x 5"),
         (frame(b"", 65535, 65535), "at most 262144 pixels and 16384 a side, got 65535 x 65535"),
@@ -344,11 +364,18 @@ def test_a_message_beyond_two_megabytes_closes_the_connection(web: Web) -> None:
         talk.recv(10)
 
 
-def test_bad_messages_in_a_row_close_the_connection(web: Web) -> None:
+@pytest.mark.parametrize("kind", ["no frame", "a picture that cannot be decoded"])
+def test_bad_messages_in_a_row_close_the_connection(web: Web, kind: str) -> None:
+    """And their sender is heard again only after a pause."""
+    bad = b"nonsense" if kind == "no frame" else frame(DRAWING, form=protocol.PNG)
     with web.socket() as talk:
+        start = time.monotonic()
         for _ in range(server.MAX_BAD):
-            talk.send(b"nonsense")
+            talk.send(bad)
             assert "error" in json.loads(talk.recv(10))
+        if kind != "no frame":  # the worker counts it while the next message is awaited already
+            talk.send(bad)
+        assert time.monotonic() - start >= (server.MAX_BAD - 3) * server.PAUSE
         with pytest.raises(ConnectionClosed):
             talk.recv(10)
         assert talk.close_code == 1008
@@ -611,8 +638,15 @@ def test_a_model_of_five_channels_is_refused(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_said_plainly() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {port}"):
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {port}.*--port 0"):
             server.serve(port=port)
+
+
+def test_a_host_that_is_none_is_said_plainly() -> None:
+    with pytest.raises(ValueError, match="host: expected an address or name of this machine, got 'no"):
+        server.serve(host="nowhere.invalid", port=0)
+    with pytest.raises(OSError, match="expected an address of this machine"):
+        server.serve(host="203.0.113.9", port=0)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C to a child needs POSIX signals")

@@ -5,6 +5,8 @@
              engine_ms:f32 server_ms:f32                                                  then pixels
 
 form and answer: 0 RGB rows, 1 JPEG, 2 PNG; a frame's answer says which form its answer shall have.
+A frame's form may also be 3, runs of equal pixels in row order, each count:u16 R:u8 G:u8 B:u8: a
+drawing is a few KB then, and raw pixels take milliseconds through a browser's and a socket's pipes.
 number is the client's own and comes back unchanged; dropped counts this client's frames that a
 newer one replaced; server_ms is from the frame's arrival to its answer, engine_ms is the part
 inside the engine. Errors are text messages: {"error": "...", "number": N or null}.
@@ -26,8 +28,10 @@ from .. import images
 MAGIC = b"P2P1"
 FRAME = struct.Struct("<4s4B2HI")  # 16 bytes
 ANSWER = struct.Struct("<4s2B3H2I2f")  # 28 bytes
-RGB, JPEG, PNG = range(3)
-FORMS = ("RGB", "JPEG", "PNG")
+RGB, JPEG, PNG, RUNS = range(4)
+FORMS = ("RGB", "JPEG", "PNG", "RUNS")
+ANSWERS = FORMS[:3]
+RUN = np.dtype([("count", "<u2"), ("colour", "u1", 3)])
 MAX_SIDE = 1 << 14
 
 
@@ -68,9 +72,9 @@ def parse(message: bytes, multiples: Sequence[int], max_pixels: int) -> Frame:
         raise BadFrame(f"frame: expected it to begin with {MAGIC.decode()}, got {magic.hex()}")
     if model >= len(multiples):
         raise BadFrame(f"model: expected 0 to {len(multiples) - 1}, got {model}", number)
-    for name, value in (("form", form), ("answer", answer)):
-        if value >= len(FORMS):
-            raise BadFrame(f"{name}: expected 0 to {len(FORMS) - 1}, got {value}", number)
+    for name, value, known in (("form", form, FORMS), ("answer", answer, ANSWERS)):
+        if value >= len(known):
+            raise BadFrame(f"{name}: expected 0 to {len(known) - 1}, got {value}", number)
     if zero:
         raise BadFrame(f"header: expected 0 in its byte 7, got {zero}", number)
     if not width or not height:
@@ -89,6 +93,12 @@ def parse(message: bytes, multiples: Sequence[int], max_pixels: int) -> Frame:
             f"got {len(pixels)}",
             number,
         )
+    if form == RUNS and (len(pixels) % RUN.itemsize or len(pixels) > width * height * RUN.itemsize):
+        raise BadFrame(
+            f"pixels: expected runs of {RUN.itemsize} bytes, at most {width * height} of them, "
+            f"got {len(pixels)} bytes",
+            number,
+        )
     return Frame(model, form, answer, width, height, number, pixels)
 
 
@@ -98,6 +108,13 @@ def decode(frame: Frame) -> np.ndarray:
     if frame.form == RGB:
         array = np.frombuffer(frame.pixels, np.uint8)
         return array.reshape(frame.height, frame.width, 3)
+    if frame.form == RUNS:
+        runs = np.frombuffer(frame.pixels, RUN)
+        total, expected = int(runs["count"].sum(dtype=np.int64)), frame.width * frame.height
+        if total != expected:
+            raise BadFrame(f"pixels: expected runs of {expected}, got {total}", frame.number)
+        channels = [np.repeat(runs["colour"][:, channel], runs["count"]) for channel in range(3)]
+        return np.stack(channels, axis=-1).reshape(frame.height, frame.width, 3)
     from PIL import Image
 
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import hashlib
 import json
 import logging
@@ -46,6 +47,8 @@ MAX_PIXELS = 1 << 20  # of one frame; 4 times as many would cost 300 MB while th
 MAX_CLIENTS = 64  # WebSockets at once
 MAX_CONNECTIONS = 256  # of any kind; the next one gets 503
 MAX_BAD = 8  # bad messages in a row, then the connection closes with 1008
+PAUSE = 0.025  # seconds until a client is heard again after each, so that others hardly notice
+GOODBYE = 0.25  # seconds from telling a client to go until the connection is cut
 IDLE_SECONDS = 10.0  # after this silence a client's place may go to a newcomer, if all are taken
 DEFAULT_MODELS = ("facades_labels2photo.safetensors", "edges2photo.safetensors")
 
@@ -150,6 +153,21 @@ def check_libraries() -> None:
 def make_server(app: ASGIApp) -> uvicorn.Server:
     """A uvicorn server with our limits; `run(sockets=[...])` serves."""
     import uvicorn
+    from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
+
+    base: Any = AutoWebSocketsProtocol
+
+    class Curt(base):  # type: ignore[misc]
+        """uvicorn reads on at full speed, for 10 s, from a client that was told to go."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.close_timeout = GOODBYE
+
+        async def send(self, message: Any) -> None:
+            await super().send(message)  # bytes where an older uvicorn's class speaks for itself
+            if isinstance(message, dict) and message["type"] == "websocket.close":
+                self.transport.pause_reading()
 
     return uvicorn.Server(
         uvicorn.Config(
@@ -159,6 +177,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,
             lifespan="on",
+            ws=Curt,
             ws_max_size=MAX_MESSAGE,
             ws_max_queue=2,
             ws_per_message_deflate=False,  # no bombs, and pictures hardly shrink
@@ -317,8 +336,12 @@ class Hall:
             self._clients.pop(client, None)
 
     async def _listen(self, client: Client, websocket: WebSocket) -> None:
-        bad = 0
         while True:
+            if client.bad >= MAX_BAD:
+                await websocket.close(1008, f"{client.bad} bad messages in a row")
+                return
+            if client.bad:
+                await asyncio.sleep(PAUSE)
             message = await websocket.receive()
             if message["type"] != "websocket.receive":
                 return
@@ -328,15 +351,10 @@ class Hall:
                 if data is None:
                     raise protocol.BadFrame("message: expected a binary frame, got text")
                 self._turns.put(client, protocol.parse(data, self._multiples, self._max_pixels))
-                bad = 0
             except protocol.BadFrame as error:
-                bad += 1
+                client.bad += 1
                 text = _error(str(error), error.number)
                 await asyncio.wait_for(client.answer(text), 20)
-                if bad >= MAX_BAD:
-                    await websocket.close(1008, f"{bad} bad messages in a row")
-                    await asyncio.wait_for(_hear_out(websocket), 1)
-                    return
 
     async def _make_room(self) -> bool:
         """Whether a newcomer fits; the longest silent client makes room for him."""
@@ -350,12 +368,6 @@ class Hall:
         with suppress(Exception):
             await asyncio.wait_for(websocket.close(1013, "idle; its place was needed"), 1)
         return True
-
-
-async def _hear_out(websocket: WebSocket) -> None:
-    """Read on until the other side has closed too: unread messages would hide that it did."""
-    while (await websocket.receive())["type"] == "websocket.receive":
-        pass
 
 
 def _hello(served: Sequence[Served], max_pixels: int) -> str:
@@ -416,9 +428,13 @@ def policy() -> str:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket on the first address that `host` stands for."""
-    family, _, _, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ValueError(
+            f"host: expected an address or name of this machine, got {host!r}: {error.strerror}"
+        ) from None
+    family, _, _, _, address = found[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         if os.name == "posix":  # a server that stopped a moment ago does not block its port
@@ -427,7 +443,12 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
+        cure = {
+            errno.EADDRINUSE: "; another program has it, --port 0 takes a free one",
+            errno.EADDRNOTAVAIL: "; expected an address of this machine",
+            errno.EACCES: "; ports below 1024 are the administrator's",
+        }.get(error.errno or 0, "")
         raise OSError(
-            error.errno, f"cannot listen on {host} port {port}: {error.strerror}"
+            error.errno, f"cannot listen on {host} port {port}: {error.strerror}{cure}"
         ) from None
     return listener

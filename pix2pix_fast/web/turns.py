@@ -34,6 +34,7 @@ class Client:
         self.leave = leave
         self.frame: Frame | None = None
         self.dropped = 0
+        self.bad = 0  # messages in a row that were no picture
         self.in_line = False
         self.served = False  # its frame is being computed or its answer is on the way
         self.gone = False
@@ -76,6 +77,7 @@ class Turns:
                     continue
                 client.served = True
                 message = await loop.run_in_executor(worker, self._translate, frame, client.dropped)
+                client.bad = client.bad + 1 if isinstance(message, str) else 0
                 task = asyncio.create_task(self._send(client, message))
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
