@@ -7,9 +7,9 @@ u = 2^-24 is float32's unit roundoff, v = 2^-9 bfloat16's.
 from __future__ import annotations
 
 # Relative L2 error of a picture in float32 where Winograd may run. A sum of K products in pieces of
-# 256 loses about 10 u, F(4x4,2x2) multiplies that by 4 (docs/winograd.md, section 3), sixteen layers
-# in a row add up as a random walk: 4 x 10 u x 4 = 160 u = 1e-5 at worst. Half of it is what the
-# project promises, and what random and trained nets stay below by a factor of two.
+# 256 loses about 10 u, F(4x4,2x2) multiplies that by 4 and F(5x5,2x2) by 8 (docs/winograd.md, section
+# 3), sixteen layers in a row add up as a random walk: 4 x 10 u x 4 = 160 u = 1e-5 at worst, twice that
+# if all were of F(5x5,2x2). Half of 1e-5 is what the project promises; random nets are seen at 3e-6.
 F32 = 5e-6
 
 # Nets of few channels normalise maps of 2x2, whose variance may be small: the error before the norm is
