@@ -14,7 +14,7 @@ namespace {
 #include "../body/deconv4x4s2.inl"
 }  // namespace
 
-using Tiles4 = Convolution<F32, DeconvWinogradPhases<Winograd4>>;
+using Tiles4 = Convolution<F32, DeconvWinograd<Winograd4, PhaseTiles::kOwn>>;
 extern const Kernel kDeconvWinograd4;
 const Kernel kDeconvWinograd4 = {"avx512/deconv4x4s2_winograd4_f32", Op::kDeconv, Algorithm::kWinograd4, DType::kF32,
                                  Tiles4::geometry, Tiles4::pack, Tiles4::run};

@@ -5,7 +5,7 @@
 //   y[2 j + 1] = x[j] w[2] + x[j + 1] w[0]          (phase 1)
 //
 // Both are a 2-tap filter on the window (x[o], x[o + 1]): phase 1 of o = j, phase 0 of o = j - 1. So one input transform of
-// tiles with origin m t - 1 serves all four 2-D phases. Read next: docs/winograd.md.
+// tiles with origin m t - 1 can serve all four 2-D phases. Read next: docs/winograd.md.
 
 struct DeconvDirect {
   using Output = Identity;
@@ -36,15 +36,21 @@ struct DeconvDirect {
   }
 };
 
-template <class W>
+// The phases share their tiles, or each has its own. All phases together have in + 1 windows a side (o = -1 .. in - 1), each
+// alone has `in`: where m divides `in`, that one window more costs every phase a row and a column of tiles, and four input
+// transforms instead of one are cheaper.
+enum class PhaseTiles { kShared, kOwn };
+
+template <class W, PhaseTiles kTiles = PhaseTiles::kShared>
 struct DeconvWinograd {
   using Output = W;
-  static constexpr int kPositions = W::kPoints * W::kPoints, kPhases = 4, kProducts = kPositions, kSplit = 1, kStep = 2;
-  static constexpr bool kAccumulate = false;
+  static constexpr bool kAccumulate = false, kOwn = kTiles == PhaseTiles::kOwn;
+  static constexpr int kPhases = 4, kProducts = W::kPoints * W::kPoints, kSplit = 1, kStep = 2;
+  static constexpr int kTransforms = kOwn ? kPhases : 1, kPositions = kTransforms * kProducts;
 
-  static int32_t tiles(int32_t in) { return (in + W::kTile) / W::kTile; }  // windows o = -1 .. in - 1
+  static int32_t tiles(int32_t in) { return ((kOwn ? in : in + 1) + W::kTile - 1) / W::kTile; }
   static int32_t rows(const Problem& p) { return tiles(p.hi) * tiles(p.wi); }
-  static int32_t position(int32_t, int32_t product) { return product; }
+  static int32_t position(int32_t phase, int32_t product) { return (kOwn ? phase * kProducts : 0) + product; }
   static bool live(const Problem&, int32_t, int32_t) { return true; }
   // The 2x2 filter of an output phase.
   static void taps(const Problem& p, const float* raw, int32_t c, int32_t n, int32_t phase, int32_t, double g[2][2]) {
@@ -58,38 +64,18 @@ struct DeconvWinograd {
     taps(p, raw, c, n, phase, split, g);
     transform_weights<W>(g, u);
   }
+  // The first window of a tile in one axis, for the phase of that axis.
+  static int32_t window(int32_t tile, int32_t phase) { return W::kTile * tile - 1 + (kOwn ? phase : 0); }
   template <class E>
   static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* dst,
                          int64_t stride, const RowPlace& place, int64_t k0) {
-    gather<E, W, W::kPoints>(p, source, channels, slope, W::kTile * (row / tiles(p.wi)) - 1,
-                             W::kTile * (row % tiles(p.wi)) - 1, 1, dst, stride, place, k0);
+    for (int32_t phase = 0; phase < kTransforms; ++phase)
+      gather<E, W, W::kPoints>(p, source, channels, slope, window(row / tiles(p.wi), phase / 2),
+                               window(row % tiles(p.wi), phase % 2), 1, dst + phase * kProducts * stride, stride, place, k0);
   }
-  // Window o gives row 2 o + 1 (phase 1) or 2 o + 2 (phase 0), o = m t - 1 + a.
+  // Window o gives row 2 o + 1 (phase 1) or 2 o + 2 (phase 0).
   static void origin(const Problem& p, int32_t row, int32_t phase, int32_t* y, int32_t* x) {
-    *y = 2 * W::kTile * (row / tiles(p.wi)) - (phase / 2 ? 1 : 0);
-    *x = 2 * W::kTile * (row % tiles(p.wi)) - (phase % 2 ? 1 : 0);
-  }
-};
-
-// The same with tiles of its own for every output phase. A phase has `in` windows a side, all phases together in + 1: where
-// m divides `in`, that one window more costs every phase a row and a column of tiles. Four input transforms instead of one.
-template <class W>
-struct DeconvWinogradPhases : DeconvWinograd<W> {
-  static constexpr int kProducts = W::kPoints * W::kPoints, kPositions = 4 * kProducts;
-
-  static int32_t tiles(int32_t in) { return (in + W::kTile - 1) / W::kTile; }
-  static int32_t rows(const Problem& p) { return tiles(p.hi) * tiles(p.wi); }
-  static int32_t position(int32_t phase, int32_t product) { return phase * kProducts + product; }
-  template <class E>
-  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* dst,
-                         int64_t stride, const RowPlace& place, int64_t k0) {
-    const int32_t y = W::kTile * (row / tiles(p.wi)), x = W::kTile * (row % tiles(p.wi));
-    for (int32_t phase = 0; phase < 4; ++phase)
-      gather<E, W, W::kPoints>(p, source, channels, slope, y - 1 + phase / 2, x - 1 + phase % 2, 1,
-                               dst + phase * kProducts * stride, stride, place, k0);
-  }
-  static void origin(const Problem& p, int32_t row, int32_t phase, int32_t* y, int32_t* x) {
-    *y = 2 * W::kTile * (row / tiles(p.wi)) + phase / 2;
-    *x = 2 * W::kTile * (row % tiles(p.wi)) + phase % 2;
+    *y = 2 * window(row / tiles(p.wi), phase / 2) + 2 - phase / 2;
+    *x = 2 * window(row % tiles(p.wi), phase % 2) + 2 - phase % 2;
   }
 };
