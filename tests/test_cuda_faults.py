@@ -47,7 +47,7 @@ FAULTS = {
         "image = row < rows.rows ? block_x() / a.tiles_per_image : a.n;", "image = block_x() / a.tiles_per_image;",
         "write outside the buffers|another block writes|another thread of the block writes"),
     "weights asked for outside": Fault(
-        "column < a.columns && weight_at.th < live.h1;", "weight_at.th < live.h1;",
+        "column < a.columns && valid;", "valid;",
         "read outside the buffers"),
     "a misaligned vector": Fault(
         "store16((char*)a.dst + (at * a.co_stored + channel) * (16 / kVec<kType>), pack",
@@ -127,7 +127,7 @@ STREAM_FAULTS = {
         "(phase * rows + row) * columns + column % columns + 8 * a.cluster * a.phases * rows * columns,",
         "access outside shared memory of a block of the cluster"),
     "the rank of the grid's other side": Fault(
-        "const int32_t rank = cluster_rank(),", "const int32_t rank = a.cluster - 1 - cluster_rank(),", ""),
+        "const int32_t rank = cluster_rank();", "const int32_t rank = a.cluster - 1 - cluster_rank();", ""),
     "two ranks with one share": Fault(
         "const Share share = share_of(a, rank);", "const Share share = share_of(a, rank / 2);", ""),
     "pixels read before grid_wait": Fault(
@@ -146,7 +146,7 @@ STREAM_FAULTS = {
     "a ring filled while it is read": Fault(
         "    if (asked.phase < a.phases) sync_block();  // nobody", "    // nobody", "race: .*word of shared memory"),
     "weights of another rank's channels": Fault(
-        "column < a.columns && mine < share.count;", "column < a.columns;", "read outside the buffers"),
+        "share.begin + mine, mine < share.count);", "share.begin + mine, true);", "read outside the buffers"),
     "pixels outside the channels": Fault(
         "any = mine < share.count;", "any = true;", "read outside the buffers"),
     "no zeros behind the map": Fault(

@@ -57,6 +57,22 @@ P2P_DEVICE void advance(const LayerArgs& a, const LiveTaps& live, Cursor& at) {
   }
 }
 
+// Asks for a slice of weights: this block's columns, a tap's channels. Each thread brings the pieces of its own place in a
+// slice: piece `at` of the tap, or zeros where it is not `valid`.
+template <Tile kTile>
+P2P_DEVICE void ask_for_slice(const LayerArgs& a, char* slice, int32_t phase, int32_t th, int32_t tw, int32_t at, bool valid) {
+  constexpr int32_t kColumns = tile_shape(kTile).bn, kRows = kThreads / kPieces;
+  const int32_t piece = thread_index() % kPieces;
+#pragma unroll
+  for (int32_t i = 0; i < kColumns / kRows; ++i) {
+    const int32_t row = thread_index() / kPieces + i * kRows, column = block_y() * kColumns + row;
+    const bool any = column < a.columns && valid;
+    const int64_t from =
+        ((int64_t)(phase * a.columns + column) * (a.taps_h * a.taps_w) + th * a.taps_w + tw) * a.chunks_per_tap + at;
+    copy_async(slice + piece_offset(row, piece), (const char*)a.weights + (any ? from * 16 : 0), any);
+  }
+}
+
 // np.pad(mode="reflect"), as image.cpp's reflect_indices.
 P2P_DEVICE int32_t reflect(int32_t i, int32_t size) {
   if (i < size) return i;
@@ -450,6 +466,19 @@ P2P_DEVICE void store_pixel(const Picture& picture, int64_t at, float y) {
   store((uint8_t*)picture.data + at, (uint8_t)nearest_even((unit + 1.0f) * 127.5f));
 }
 
+// What a map can hold of a value.
+template <DType kType>
+P2P_DEVICE float in_range(float v) {
+  return kType == DType::kF16 ? max_of(min_of(v, 65504.0f), -65504.0f) : v;
+}
+
+// Where pixel (my, mx) of phase (ph, pw) lies in the output map.
+template <Kind kKind>
+P2P_DEVICE int64_t output_pixel(const LayerArgs& a, int32_t image, int32_t my, int32_t mx, int32_t ph, int32_t pw) {
+  return kKind == Kind::kDeconv ? ((int64_t)image * 2 * a.mh + 2 * my + ph) * 2 * a.mw + 2 * mx + pw
+                                : ((int64_t)image * a.mh + my) * a.mw + mx;
+}
+
 template <DType kType, Tile kTile, Kind kKind>
 P2P_DEVICE void store_tile(const LayerArgs& a, const float* tile, int32_t ph, int32_t pw) {
   constexpr TileShape shape = tile_shape(kTile);
@@ -486,11 +515,9 @@ P2P_DEVICE void store_tile(const LayerArgs& a, const float* tile, int32_t ph, in
       float v[kVec<kType>];
 #pragma unroll
       for (int32_t j = 0; j < kVec<kType>; ++j) {
-        v[j] = shared_get(tile + row * stride + column + j);
-        if constexpr (kType == DType::kF16) v[j] = max_of(min_of(v[j], 65504.0f), -65504.0f);
+        v[j] = in_range<kType>(shared_get(tile + row * stride + column + j));
       }
-      const int64_t at = kKind == Kind::kDeconv ? ((int64_t)image * 2 * a.mh + 2 * my + ph) * 2 * a.mw + 2 * mx + pw
-                                                : ((int64_t)image * a.mh + my) * a.mw + mx;
+      const int64_t at = output_pixel<kKind>(a, image, my, mx, ph, pw);
       store16((char*)a.dst + (at * a.co_stored + channel) * (16 / kVec<kType>), pack_vec<kType>(v));
     }
   }
@@ -543,21 +570,14 @@ P2P_KERNEL layer_kernel(const LayerArgs a) {
   const int32_t pieces = (live.h1 - live.h0) * (live.w1 - live.w0) * a.chunks_per_tap;
   const int32_t slices = (pieces + kPieces - 1) / kPieces;
   const int32_t begin = (int64_t)slices * split / a.splits, count = (int64_t)slices * (split + 1) / a.splits - begin;
-  const int32_t piece = thread_index() % kPieces, row0 = thread_index() / kPieces;
+  const int32_t piece = thread_index() % kPieces;
 
   // Weights: slice s of this block into place s % stages.
   Cursor weight_at = cursor_at(a, live, begin * kPieces + piece);
   const auto ask_for_weights = [&](int32_t s) {
     if (s < count) {
-#pragma unroll
-      for (int32_t i = 0; i < shape.bn / (kThreads / kPieces); ++i) {
-        const int32_t row = row0 + i * (kThreads / kPieces), column = block_y() * shape.bn + row;
-        const bool valid = column < a.columns && weight_at.th < live.h1;
-        const int64_t at = ((int64_t)(phase * a.columns + column) * (a.taps_h * a.taps_w) +
-                            weight_at.th * a.taps_w + weight_at.tw) * a.chunks_per_tap + weight_at.piece;
-        copy_async(weight_slices + s % shape.stages * kWeightSlice + piece_offset(row, piece),
-                   (const char*)a.weights + (valid ? at * 16 : 0), valid);
-      }
+      ask_for_slice<kTile>(a, weight_slices + s % shape.stages * kWeightSlice, phase, weight_at.th, weight_at.tw,
+                           weight_at.piece, weight_at.th < live.h1);
       advance(a, live, weight_at);
     }
     copy_commit();

@@ -123,16 +123,9 @@ P2P_KERNEL patch_kernel(const LayerArgs a) {
   asked.enter(live, begin);
   const auto ask_for_weights = [&](int32_t s) {
     if (asked.unit < end) {
-      const int32_t piece = thread_index() % kPieces, at = asked.unit / kParities<kKind> * kPieces + piece;
-#pragma unroll
-      for (int32_t i = 0; i < (shape.bn * kPieces + kThreads - 1) / kThreads; ++i) {
-        const int32_t row = thread_index() / kPieces + i * (kThreads / kPieces), column = block_y() * shape.bn + row;
-        const bool valid = column < a.columns && at < a.chunks_per_tap;
-        const int64_t from = ((int64_t)(phase * a.columns + column) * (a.taps_h * a.taps_w) + asked.th * a.taps_w + asked.tw) *
-                                 a.chunks_per_tap + at;
-        copy_async(weight_slices + s % shape.stages * kWeightSlice + piece_offset(row, piece),
-                   (const char*)a.weights + (valid ? from * 16 : 0), valid);
-      }
+      const int32_t at = asked.unit / kParities<kKind> * kPieces + thread_index() % kPieces;
+      ask_for_slice<kTile>(a, weight_slices + s % shape.stages * kWeightSlice, phase, asked.th, asked.tw, at,
+                           at < a.chunks_per_tap);
       asked.advance(live);
     }
     copy_commit();

@@ -141,14 +141,9 @@ P2P_DEVICE void store_columns(const LayerArgs& a, const float* values, int32_t c
     const Vec16 v = shared_load16((const char*)(values + 4 * item));
     float f[4];
 #pragma unroll
-    for (int32_t j = 0; j < 4; ++j) {
-      f[j] = bits_float(v.word[j]);
-      if constexpr (kType == DType::kF16) f[j] = max_of(min_of(f[j], 65504.0f), -65504.0f);
-    }
+    for (int32_t j = 0; j < 4; ++j) f[j] = in_range<kType>(bits_float(v.word[j]));
     const int32_t my = pixel / a.mw, mx = pixel - my * a.mw;
-    const int64_t at = kKind == Kind::kDeconv
-                           ? ((int64_t)image * 2 * a.mh + 2 * my + phase / 2) * 2 * a.mw + 2 * mx + phase % 2
-                           : (int64_t)image * pixels + pixel;
+    const int64_t at = output_pixel<kKind>(a, image, my, mx, phase / 2, phase % 2);
     store((uint64_t*)((char*)a.dst + (at * a.co_stored + channel) * 2),
           pack<kType>(f[0], f[1]) | (uint64_t)pack<kType>(f[2], f[3]) << 32);
   }
@@ -164,7 +159,7 @@ P2P_DEVICE void stream_layer(const LayerArgs& a) {
   char* const patch = ring + places.patch;
   float* const inbox = (float*)(ring + places.inbox);
   float* const scratch = (float*)(ring + places.scratch);
-  const int32_t rank = cluster_rank(), piece = thread_index() % kPieces;
+  const int32_t rank = cluster_rank();
   const Share share = share_of(a, rank);
   const int32_t rows = a.n * a.mh * a.mw, columns = shape.bn / a.cluster;  // rows of a phase; columns of a rank
 
@@ -173,15 +168,8 @@ P2P_DEVICE void stream_layer(const LayerArgs& a) {
   const auto ask_for_weights = [&](int32_t stage) {
     char* to = ring + stage % kStreamStages * a.stage_slices * kSlice;
     for (int32_t i = 0; i < a.stage_slices && asked.phase < a.phases; ++i, to += kSlice) {
-      const int32_t mine = asked.plane * kPieces + piece;
-#pragma unroll
-      for (int32_t j = 0; j < shape.bn / (kThreads / kPieces); ++j) {
-        const int32_t row = thread_index() / kPieces + j * (kThreads / kPieces), column = block_y() * shape.bn + row;
-        const bool valid = column < a.columns && mine < share.count;
-        const int64_t at = ((int64_t)(asked.phase * a.columns + column) * (a.taps_h * a.taps_w) + asked.th * a.taps_w + asked.tw) *
-                               a.chunks_per_tap + share.begin + mine;
-        copy_async(to + piece_offset(row, piece), (const char*)a.weights + (valid ? at * 16 : 0), valid);
-      }
+      const int32_t mine = asked.plane * kPieces + thread_index() % kPieces;
+      ask_for_slice<kTile>(a, to, asked.phase, asked.th, asked.tw, share.begin + mine, mine < share.count);
       next(a, asked);
     }
     copy_commit();
