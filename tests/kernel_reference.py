@@ -14,8 +14,9 @@ from the data at hand (absolute values through every stage), in units of u.
                   by at most 8; the halves of the other rows are multiplied by 1, 2, 4, 8  u = 1/64
     2taps         F(2x2,2x2): additions everywhere                                      u = 1
     F(5x5,2x2)    weights hold fifteenths in each axis, outputs sixteenths: more digits than a float32
-                  has beside the sums. Not exact; the outputs must be within 1/4 of the whole numbers, and `largest_intermediate`
-                  proves from the data that rounding alone cannot exceed that
+                  has beside the sums. Not exact; the outputs must be within 1/4 of the whole
+                  numbers, and `largest_intermediate` proves from the data that rounding alone
+                  cannot exceed that
     slope 1/4     activations are quarters: u is four times smaller
 
 bf16 kernels round their operands: transformed inputs and weights must also be bf16 numbers (8 bits,
