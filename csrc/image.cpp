@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "clones.h"
+
 namespace p2p {
 
 std::vector<int32_t> reflect_indices(int32_t size, int32_t padded) {
@@ -32,14 +34,21 @@ Range range_of(const ImageView& v) {
   return {(float)(2.0 / width), (float)(-1.0 - 2.0 * v.low / width)};
 }
 
+// Integers divide, so that 255 is exactly 1.
+inline float from_level(uint8_t level) { return (float)level / 127.5f - 1.0f; }
+
+P2P_ALSO_AVX2
+void load_levels(const uint8_t* src, int64_t count, float* dst) {
+  for (int64_t i = 0; i < count; ++i) dst[i] = from_level(src[i]);
+}
+
 template <class Pixel>
 void load_row(const char* row, const ImageView& v, const int32_t* columns, int32_t padded_w, float* dst) {
   const Range range = range_of(v);
   const auto value = [&](const char* at) {
     Pixel pixel;
     std::memcpy(&pixel, at, sizeof(pixel));
-    // Integers divide, so that 255 is exactly 1; a float range is an affine map.
-    if constexpr (sizeof(Pixel) == 1) return (float)pixel / 127.5f - 1.0f;
+    if constexpr (sizeof(Pixel) == 1) return from_level(pixel);
     else if constexpr (sizeof(Pixel) == 2) return (float)pixel / 32767.5f - 1.0f;
     else return pixel * range.scale + range.offset;
   };
@@ -47,14 +56,14 @@ void load_row(const char* row, const ImageView& v, const int32_t* columns, int32
   int32_t x = 0;
   if (packed) {  // the picture itself in one run; only the padding looks indices up
     const int64_t count = (int64_t)(v.w < padded_w ? v.w : padded_w) * v.c;
-    for (int64_t i = 0; i < count; ++i) dst[i] = value(row + i * (int64_t)sizeof(Pixel));
+    if constexpr (sizeof(Pixel) == 1) load_levels((const uint8_t*)row, count, dst);
+    else
+      for (int64_t i = 0; i < count; ++i) dst[i] = value(row + i * (int64_t)sizeof(Pixel));
     x = v.w < padded_w ? v.w : padded_w;
   }
   for (; x < padded_w; ++x)
     for (int32_t c = 0; c < v.c; ++c) dst[(int64_t)x * v.c + c] = value(row + columns[x] * v.stride_w + c * v.stride_c);
 }
-
-inline float clamp(float x, float low, float high) { return x < low ? low : (x > high ? high : x); }
 
 // Round to nearest even without a library call: adding 1.5 * 2^23 leaves no fraction bits.
 inline int32_t round_even(float x) {
@@ -64,23 +73,34 @@ inline int32_t round_even(float x) {
   return bits - 0x4B400000;
 }
 
-// A NaN becomes the bottom of the range: clamp's comparisons are false for it, so it is caught by the first one turned round.
+// A NaN becomes the bottom of the range: no comparison is true of it.
 inline float unit(float y) { return y >= -1.0f ? (y > 1.0f ? 1.0f : y) : -1.0f; }
+
+inline uint8_t to_level(float y) { return (uint8_t)round_even((unit(y) + 1.0f) * 127.5f); }
+
+P2P_ALSO_AVX2
+void store_levels(const float* src, int64_t count, uint8_t* dst) {
+  for (int64_t i = 0; i < count; ++i) dst[i] = to_level(src[i]);
+}
 
 template <class Pixel>
 void store_pixels(char* row, const ImageView& v, const float* src) {
   const double width = (double)v.high - v.low;
   const float half = (float)(width / 2), low = v.low;
   const auto pixel = [&](float y) -> Pixel {
-    if constexpr (sizeof(Pixel) == 1) return (Pixel)round_even((unit(y) + 1.0f) * 127.5f);
+    if constexpr (sizeof(Pixel) == 1) return to_level(y);
     else if constexpr (sizeof(Pixel) == 2) return (Pixel)round_even((unit(y) + 1.0f) * 32767.5f);
     else return (y + 1.0f) * half + low;
   };
   if (v.stride_c == (int64_t)sizeof(Pixel) && v.stride_w == v.c * v.stride_c) {
     const int64_t count = (int64_t)v.w * v.c;
-    for (int64_t i = 0; i < count; ++i) {
-      const Pixel p = pixel(src[i]);
-      std::memcpy(row + i * (int64_t)sizeof(Pixel), &p, sizeof(p));
+    if constexpr (sizeof(Pixel) == 1) {
+      store_levels(src, count, (uint8_t*)row);
+    } else {
+      for (int64_t i = 0; i < count; ++i) {
+        const Pixel p = pixel(src[i]);
+        std::memcpy(row + i * (int64_t)sizeof(Pixel), &p, sizeof(p));
+      }
     }
     return;
   }

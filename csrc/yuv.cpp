@@ -4,6 +4,8 @@
 #include <cstring>
 #include <vector>
 
+#include "clones.h"
+
 namespace p2p {
 
 namespace {
@@ -27,6 +29,7 @@ Scale scale_of(const YuvPlanes& p) {
 
 // One full-size row of a chroma plane as floats, in levels: first between two rows, then between two columns.
 // blended: room for columns + 1 floats.
+P2P_ALSO_AVX2
 void chroma_row(const uint8_t* plane, int64_t stride, int32_t rows, int32_t columns, const YuvPlanes& p, int32_t y,
                 float* blended, float* dst) {
   const int32_t i = y >> p.chroma_y;
@@ -53,6 +56,7 @@ void chroma_row(const uint8_t* plane, int64_t stride, int32_t rows, int32_t colu
 }
 
 // One row of U or V from full-size columns, each the sum over `rows_summed` source rows.
+P2P_ALSO_AVX2
 void shrink_row(const float* sum, float rows_summed, const YuvPlanes& p, uint8_t* dst) {
   if (!p.chroma_x) {
     const float scale = 1.0f / rows_summed;
@@ -70,9 +74,8 @@ void shrink_row(const float* sum, float rows_summed, const YuvPlanes& p, uint8_t
     dst[x] = (uint8_t)level((at(2 * x - 1) + 2.0f * at(2 * x) + at(2 * x + 1)) * scale);
 }
 
-}  // namespace
-
-void yuv_to_rgb(const YuvPlanes& p, int32_t channels, uint8_t* dst) {
+P2P_ALSO_AVX2
+void to_rgb(const YuvPlanes& p, int32_t channels, uint8_t* dst) {
   const Scale s = scale_of(p);
   const float luma = 1.0f / s.luma, black = -s.black / s.luma;
   if (channels == 1) {
@@ -106,7 +109,8 @@ void yuv_to_rgb(const YuvPlanes& p, int32_t channels, uint8_t* dst) {
   }
 }
 
-void rgb_to_yuv(const uint8_t* src, int32_t channels, const YuvPlanes& p) {
+P2P_ALSO_AVX2
+void to_yuv(const uint8_t* src, int32_t channels, const YuvPlanes& p) {
   const Scale s = scale_of(p);
   const int32_t rows = (p.h + p.chroma_y) >> p.chroma_y, columns = (p.w + p.chroma_x) >> p.chroma_x;
   if (channels == 1) {
@@ -152,5 +156,10 @@ void rgb_to_yuv(const uint8_t* src, int32_t channels, const YuvPlanes& p) {
     shrink_row(v, summed, p, p.v + at * p.stride_v);
   }
 }
+
+}  // namespace
+
+void yuv_to_rgb(const YuvPlanes& p, int32_t channels, uint8_t* dst) { to_rgb(p, channels, dst); }
+void rgb_to_yuv(const uint8_t* src, int32_t channels, const YuvPlanes& p) { to_yuv(src, channels, p); }
 
 }  // namespace p2p

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 from tiny import noise, tiny_model
 
 from pix2pix_fast import Engine, images
+from pix2pix_fast.model import Model
 
 DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 
@@ -502,3 +504,23 @@ def test_mutated_files_fail_cleanly(engine: Engine) -> None:
             except ValueError:
                 refused += 1
     assert refused > 60
+
+
+def test_levels_are_the_rounded_floats_and_nothing_a_number_is_black() -> None:
+    """In every lane of a vector and in the rest of a row, whatever instructions the loop was compiled
+    for. Without the tanh at the end, which is free to turn a NaN into a number."""
+    model = tiny_model()
+    model = Model(replace(model.architecture, tanh=False), model.tensors, {"name": "open"})
+    with Engine(model, size=(32, 40)) as engine:
+        for width in (1, 5, 31, 40):  # 3, 15, 93 and 120 values a row
+            src = noise((1, 32, width, 3), "float32") * 4 - 2
+            values, levels = np.empty(src.shape, np.float32), np.empty(src.shape, np.uint8)
+            engine._core.run(src, values, value_range=(-1.0, 1.0))
+            engine._core.run(src, levels, value_range=(-1.0, 1.0))
+            want = np.rint((np.clip(values, -1, 1) + np.float32(1)) * np.float32(127.5))
+            assert (values < -1).any() and (values > 1).any()
+            assert np.array_equal(levels, want)
+            src[0, 3, 0, 1] = np.nan
+            engine._core.run(src, values, value_range=(-1.0, 1.0))
+            engine._core.run(src, levels, value_range=(-1.0, 1.0))
+            assert np.isnan(values).any() and np.all(levels[np.isnan(values)] == 0)
