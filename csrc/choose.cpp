@@ -13,24 +13,29 @@ using namespace cpu;
 // decides, not a measurement at load: noise would choose other kernels, and so other bits, in the next process. `tune` measures.
 MachineBalance balance_of(Isa isa, DType dtype) {
   const double transform = isa == Isa::kAmx ? 60e9 : 10e9, kept = 24 << 20;
-  if (isa == Isa::kScalar) return {16e9, 50e9, 100e9, transform, 1e6, kept};
+  // Of A. Up to 5 MB two phases won everywhere (d6: 6 %), above it one phase won 12 to 30 % (e2, d7), but on Zen 3 two still
+  // did for e2 and d7 (6 MB: 5 %), since outputs are asked for ahead of the stores.
+  const double two_phase_bytes = 5 << 20;
+  if (isa == Isa::kScalar) return {16e9, 50e9, 100e9, transform, 1e6, kept, two_phase_bytes};
   // CPUs whose best room is AVX2: slower memory, half the cache of a core.
-  if (isa == Isa::kAvx2) return {190e9, 30e9, 117e9, transform, 512e3, 12 << 20};
+  if (isa == Isa::kAvx2) return {190e9, 30e9, 117e9, transform, 512e3, 12 << 20, 8 << 20};
   // Two 512-bit multiply-add units, fed by a mesh that gives one core little: twice the arithmetic, half the bytes.
   const bool wide = is_intel();
   const double memory = wide ? 28e9 : 50e9, shared = wide ? 56e9 : 117e9, own = wide ? 2e6 : 1e6;
   double flops = wide ? 350e9 : 200e9;
   if (isa == Isa::kAmx) flops = 2500e9;
   else if (isa == Isa::kAvx512Bf16 && dtype == DType::kBF16) flops = wide ? 220e9 : 400e9;
-  return {flops, memory, shared, transform, own, kept};
+  return {flops, memory, shared, transform, own, kept, two_phase_bytes};
 }
 
 double estimate(const Kernel& kernel, const Problem& problem, const MachineBalance& balance) {
-  constexpr double kTapSums = 2;     // rows' worth of arithmetic that a block spends on summing its weights in registers
+  // Rows' worth of arithmetic that a block spends on forming its weights: F(2,2) or F(4,2) chosen as timed (d3 to d5, e4 to e6).
+  constexpr double kTapSums = 2;
   constexpr double kNotHidden = 0.4, kNotHiddenCached = 0.1;  // of the shorter of arithmetic and memory, shared cache
   Geometry g{};
   kernel.geometry(problem, &g);
-  const double sums = kernel.algorithm == Algorithm::kWinograd2Taps ? 1 + kTapSums / g.block_rows : 1;
+  const bool taps = kernel.algorithm == Algorithm::kWinograd2Taps || kernel.algorithm == Algorithm::kWinograd4Taps;
+  const double sums = taps ? 1 + kTapSums / g.block_rows : 1;
   const double arithmetic = sums * 2.0 * (double)g.macs / balance.flops;
   // Once from memory; in one phase every block of rows reads them again: from memory, or well hidden from the shared cache.
   const double reread = (double)g.read_bytes * (g.phases == 1 ? g.items[0] - 1 : 0);
@@ -63,9 +68,7 @@ const Kernel& choose_kernel(Isa isa, Op op, DType dtype, const Problem& problem)
 }
 
 namespace {
-// Up to here two phases won whatever the estimate says (d6: 6 %); above, it decides (one phase won 12 to 30 % for e2, d7).
-constexpr int64_t kSharedBytesMax = 5 << 20;
-constexpr int32_t kSharedRowsMax = 256;
+constexpr int32_t kTwoPhasesRows = 256;  // above, the estimate decides whatever the bytes
 constexpr double kBlockShare = 0.9;  // of a core's own cache for its part of A; 1.4 of a Zen 4's was up to 1.6x slower
 constexpr int32_t kBlockRows = 22, kBlockRowsMin = 12;
 }  // namespace
@@ -75,8 +78,8 @@ int32_t choose_tile_block(const Kernel& kernel, const Problem& problem) {
   two_phases.tile_block = 0;
   Geometry g;
   kernel.geometry(two_phases, &g);
-  if (g.phases < 2 || (g.shared_bytes <= kSharedBytesMax && g.rows <= kSharedRowsMax)) return 0;
   const MachineBalance balance = balance_of(room_of(kernel), kernel.dtype);
+  if (g.phases < 2 || ((double)g.shared_bytes <= balance.two_phase_bytes && g.rows <= kTwoPhasesRows)) return 0;
   const int64_t fit = (int64_t)(kBlockShare * balance.own_cache) / std::max<int64_t>(g.shared_bytes / g.rows, 1);
   const int32_t rows = (int32_t)std::clamp<int64_t>(fit, kBlockRowsMin, kBlockRows);
   const int32_t items = divide_up(g.rows, rows);

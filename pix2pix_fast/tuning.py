@@ -111,6 +111,7 @@ def _key(model: Model, options: Options) -> dict[str, Any]:
     cpu = _core.cpu()
     return {
         "version": __version__,
+        "kernels": len(_core.kernels()),  # a build with new ones measures again
         "cpu": cpu["name"],
         "room": options.isa or cpu["isa"],
         "precision": _precision(options),

@@ -13,10 +13,16 @@ from the data at hand (absolute values through every stage), in units of u.
                   output: m2 is a whole number in its axis (its input row is -2 1 1) and is divided
                   by at most 8; the halves of the other rows are multiplied by 1, 2, 4, 8  u = 1/64
     2taps         F(2x2,2x2): additions everywhere                                      u = 1
+    4taps         F(4x4,2x2) with the ninths in the input transform: sources and shifts that are
+                  multiples of 81 make its values whole (a product by the nearest float32 of 1/9, 2/9
+                  or 4/9 is off by 2^-27 of itself and rounds to the whole number); the weights
+                  are sums of taps                                      the rest as F(4x4,2x2)
     F(5x5,2x2)    weights hold fifteenths in each axis, outputs sixteenths: more digits than a float32
                   has beside the sums. Not exact; the outputs must be within 1/4 of the whole
                   numbers, and `largest_intermediate` proves from the data that rounding alone
-                  cannot exceed that
+                  cannot exceed that, for whole tiles everywhere and for short ones (F(4x4,2x2)
+                  without the point -2) everywhere: a tile is one or the other in each axis, and
+                  the bound of a mixed tile lies between
     slope 1/4     activations are quarters: u is four times smaller
 
 bf16 kernels round their operands: transformed inputs and weights must also be bf16 numbers (8 bits,
@@ -62,6 +68,9 @@ class Filter:
         return float(paths.max() / 2) ** 2
 
 
+FOUR_OUTPUTS = np.array(
+    [[1, 1, 1, 1, 0], [0, 1, -0.5, -2, 0], [0, 1, 0.25, 4, 0], [0, 1, -1 / 8, -8, 1]]
+)
 WINOGRAD3 = Filter(
     bt=np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1.0]]),
     g=np.array([[1, 0], [0.5, 0.5], [0.5, -0.5], [0, 1]]),
@@ -89,9 +98,23 @@ FILTERS = {
             ]
         ),
         g=np.array([[9, 0], [2, 2], [8, -4], [-1, 2], [0, 9]]) / 9,
-        at=np.array(
-            [[1, 1, 1, 1, 0], [0, 1, -0.5, -2, 0], [0, 1, 0.25, 4, 0], [0, 1, -1 / 8, -8, 1]]
-        ),
+        at=FOUR_OUTPUTS,
+        sum_units=4,
+        out_units=64,
+    ),
+    "winograd4taps": Filter(
+        bt=np.array(
+            [
+                [9, 13.5, -13.5, -9, 0],
+                [0, 2, 5, 2, 0],
+                [0, -8, 4, 4, 0],
+                [0, 0.5, 0.5, -1, 0],
+                [0, -9, -13.5, 13.5, 9],
+            ]
+        )
+        / 9,
+        g=np.array([[1, 0], [1, 1], [2, -1], [1, -2], [0, 1.0]]),
+        at=FOUR_OUTPUTS,
         sum_units=4,
         out_units=64,
     ),
@@ -120,7 +143,22 @@ FILTERS = {
         out_units=None,
     ),
 }
-OWN_TILES = ("winograd2taps", "winograd4")  # of every phase of a transposed convolution
+# What the last tiles of a map use instead, at all points but -2: the same weights.
+SHORT5 = replace(
+    FILTERS["winograd5"],
+    bt=np.array(
+        [
+            [1, -2, -1, 2, 0],
+            [0, -1.5, 1.5, 3, 0],
+            [0, 0.5, -1.5, 1, 0],
+            [0, -2.5, 0, 2.5, 0],
+            [0, 0.5, -1, -0.5, 1],
+        ]
+    ),
+    g=np.delete(FILTERS["winograd5"].g, 4, axis=0),
+    at=np.delete(FILTERS["winograd5"].at[:4], 4, axis=1) + np.eye(4, 5, 1) * [0, 0, 0, 0, 1],
+)
+OWN_TILES = ("winograd2taps", "winograd4", "winograd4taps")  # of every phase of a transposed convolution
 NEAR = 0.25  # of a whole number, where a kernel cannot be exact
 
 
@@ -261,7 +299,7 @@ def largest_intermediate(case: Case) -> float:
         return fine * (float(convolve(abs(x), abs(case.weight), case.down).max()) + bias + 1)
     filter = FILTERS[algorithm]
     if filter.sum_units is None or filter.out_units is None:
-        return fine * rounding(case, filter) / NEAR
+        return fine * max(rounding(case, one) for one in (filter, SHORT5)) / NEAR
     v, u = transformed(case, filter)
     if rounds and not (is_bf16(v) and is_bf16(u)):
         return np.inf
@@ -299,8 +337,15 @@ RANGES = {
     ("winograd2taps", "f32"): (2, 3, 7),
     ("winograd3", "bf16"): (5, 5, 15),
     ("winograd4", "f32"): (1, 1, 1),
-    ("winograd5", "f32"): (2, 3, 7),
+    ("winograd4taps", "f32"): (1, 1, 2),
+    ("winograd5", "f32"): (1, 2, 5),
 }
+
+
+def ninths(algorithm: str) -> tuple[np.float32, np.float32]:
+    """What taps and what sources must be multiples of to be divisible by 9 in both axes."""
+    taps = 81 if algorithm == "winograd4" else 1
+    return np.float32(taps), np.float32(81 if algorithm == "winograd4taps" else 1)
 
 
 def random_case(kernel: str, index: int, seed: int = 0) -> Case:
@@ -311,8 +356,9 @@ def random_case(kernel: str, index: int, seed: int = 0) -> Case:
     first, last = algorithm == "first", algorithm == "last"
     ci, co, skip = 1 + index * 5 % 33, 1 + index % 33, 0
     h, w = (1 if rng.random() < 0.2 else int(rng.integers(1, 15)) for _ in range(2))
+    four = algorithm.startswith("winograd4")
     if index % 15 == 7:  # deep: sums longer than one run of registers (256 words)
-        ci, h, w = int(rng.integers(34, 70 if algorithm == "winograd4" else 330)), min(h, 6), min(w, 6)
+        ci, h, w = int(rng.integers(34, 70 if four else 330)), min(h, 6), min(w, 6)
     if index % 15 == 11:  # wide: several panels of output channels
         ci, co, h, w = 1 + ci % 9, int(rng.integers(34, 300)), min(h, 7), min(w, 7)
     if index % 15 == 13:  # large
@@ -329,14 +375,14 @@ def random_case(kernel: str, index: int, seed: int = 0) -> Case:
     tile_block = [-1, 0, int(rng.integers(1, 40))][index % 3]
     slope = 1.0 if first else [0.0, 1.0, 0.25][int(rng.integers(3))]
     shape = (co, ci + skip, 4, 4) if op == "conv4x4s2" else (ci + skip, co, 4, 4)
-    unit = 81.0 if algorithm == "winograd4" else 1.0
+    tap_unit, unit = ninths(algorithm)
     thinned = 0
     for _ in range(200):
         case = Case(
             kernel,
-            nonzero(rng, source, (h, w, ci)),
-            nonzero(rng, tap, shape) * np.float32(unit),
-            skip=nonzero(rng, source, (h, w, skip)) if skip else None,
+            nonzero(rng, source, (h, w, ci)) * unit,
+            nonzero(rng, tap, shape) * tap_unit,
+            skip=nonzero(rng, source, (h, w, skip)) * unit if skip else None,
             bias=nonzero(rng, 15, co) if index % 4 else None,
             slope=slope,
             tile_block=tile_block,
@@ -344,8 +390,8 @@ def random_case(kernel: str, index: int, seed: int = 0) -> Case:
         if not first and index % 6:
             case = replace(
                 case,
-                scale=nonzero(rng, 1 if algorithm == "winograd4" else 2, ci + skip),
-                shift=nonzero(rng, most, ci + skip),
+                scale=nonzero(rng, 1 if four else 2, ci + skip),
+                shift=nonzero(rng, most, ci + skip) * unit,
             )
         # Long sums leave the exact range: thin the weights, more every time.
         density = 0.8 ** (thinned / 2)

@@ -17,12 +17,14 @@ from conftest import SEED
 from kernel_reference import (
     FILTERS,
     NEAR,
+    SHORT5,
     UNIT,
     Array,
     Case,
     convolve,
     is_exact,
     largest_intermediate,
+    ninths,
     parts,
     random_case,
     rounds_operands,
@@ -229,6 +231,39 @@ def test_real_numbers_are_within_the_bound(kernel: str) -> None:
         assert typical <= (1.5e-2 if parts(kernel)[2] == "bf16" else 2e-6), f"{case}: {typical}"
 
 
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if parts(k)[1].endswith("taps")])
+def test_weights_formed_on_the_way_over_many_chunks(kernel: str) -> None:
+    """Several chunks of channels times several blocks of rows, and a narrow last panel: what is kept
+    between positions is written anew for every chunk (64 channels with AVX2, 256 with AVX-512)."""
+    need(kernel)
+    rng = np.random.default_rng(SEED)
+    down = parts(kernel)[0] == "conv4x4s2"
+    ci, skip, co = (300, 0, 40) if down else (300, 33, 40)
+    h, w = (28, 36) if down else (14, 18)
+    case = Case(
+        kernel,
+        rng.standard_normal((h, w, ci)).astype(np.float32),
+        rng.standard_normal((co, ci, 4, 4) if down else (ci + skip, co, 4, 4)).astype(np.float32),
+        skip=rng.standard_normal((h, w, skip)).astype(np.float32) if skip else None,
+        bias=rng.standard_normal(co).astype(np.float32),
+        slope=0.2,
+    )
+    want = expected(case)
+    for tile_block in (-1, 0, 5):
+        got = replace(case, tile_block=tile_block).run(threads=2)["dst"]
+        typical = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
+        assert abs(got - want).max() <= real_bound(case) and typical <= 2e-6, f"{case}: {typical}"
+
+
+def test_the_short_filter_is_a_filter() -> None:
+    """y[a] = d[a] g[0] + d[a + 1] g[1] by the matrices of the reference, all of them."""
+    rng = np.random.default_rng(SEED)
+    for filter in (*FILTERS.values(), SHORT5):
+        d, g = rng.standard_normal(filter.tile + 1), rng.standard_normal(2)
+        got = filter.at @ ((filter.bt @ d) * (filter.g @ g))
+        assert np.allclose(got, d[:-1] * g[0] + d[1:] * g[1], atol=1e-12), filter
+
+
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if parts(k)[1] == "last"])
 def test_tanh_is_within_3e_7_of_float64(kernel: str) -> None:
     """tanh itself 2e-7; the way to the caller's float range [-1, 1] by y + 1 adds 2^-24."""
@@ -288,12 +323,12 @@ def test_statistics_of_small_whole_numbers(kernel: str) -> None:
     for index in range(13, 66, 15):
         case = random_case(kernel, index, SEED)
         rng = np.random.default_rng([SEED, index])
-        unit = np.float32(81 if parts(kernel)[1] == "winograd4" else 1)
+        tap_unit, unit = ninths(parts(kernel)[1])
         thin = rng.random(case.weight.shape) < 0.3
-        case = replace(case, weight=np.sign(case.weight) * thin * unit, bias=None, slope=1.0)
-        case = replace(case, scale=None, shift=None, src=np.sign(case.src))
+        case = replace(case, weight=np.sign(case.weight) * thin * tap_unit, bias=None, slope=1.0)
+        case = replace(case, scale=None, shift=None, src=np.sign(case.src) * unit)
         if case.skip is not None:
-            case = replace(case, skip=np.sign(case.skip))
+            case = replace(case, skip=np.sign(case.skip) * unit)
         for tile_block in (-1, 0, 5):
             case = replace(case, tile_block=tile_block)
             got = case.run(threads=2)

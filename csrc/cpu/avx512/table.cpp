@@ -2,13 +2,15 @@
 #include "../kernels.h"
 
 namespace p2p::cpu::avx512 {
-extern const Kernel kConvFirst, kConvDirect, kConvWinograd3, kConvWinograd2Taps, kConvWinograd4, kDeconvDirect,
-    kDeconvWinograd3, kDeconvWinograd2Taps, kDeconvWinograd4, kDeconvWinograd5, kDeconvLast;
+extern const Kernel kConvFirst, kConvDirect, kConvWinograd3, kConvWinograd2Taps, kConvWinograd4, kConvWinograd4Taps,
+    kDeconvDirect, kDeconvWinograd3, kDeconvWinograd2Taps, kDeconvWinograd4, kDeconvWinograd4Taps, kDeconvWinograd5,
+    kDeconvLast;
 
 namespace {
-const Kernel* const kKernels[] = {&kConvFirst,       &kConvWinograd3,       &kConvWinograd2Taps, &kConvWinograd4,
-                                  &kConvDirect,      &kDeconvWinograd3,     &kDeconvWinograd2Taps, &kDeconvWinograd4,
-                                  &kDeconvWinograd5, &kDeconvDirect,        &kDeconvLast};
+const Kernel* const kKernels[] = {
+    &kConvFirst,       &kConvWinograd3,       &kConvWinograd2Taps, &kConvWinograd4,       &kConvWinograd4Taps,
+    &kConvDirect,      &kDeconvWinograd3,     &kDeconvWinograd2Taps, &kDeconvWinograd4,   &kDeconvWinograd4Taps,
+    &kDeconvWinograd5, &kDeconvDirect,        &kDeconvLast};
 }
 
 extern const KernelTable kTable;

@@ -4,8 +4,9 @@
 using Vec = __m512;
 constexpr int kWidth = 16;
 constexpr int kRowsMax = 12;
-constexpr int kTapLinesLog2 = 4;  // 256 channels x 4 taps x 128 bytes = 128 KB of L2, which delivers a line a cycle
+constexpr int kTapLinesLog2 = 4;  // 256 channels x 4 taps x 128 bytes = 128 KB (and 64 KB kept) of L2, a line a cycle
 constexpr int kPanelVecs = 2;
+constexpr int kTileUnroll = 6;  // most of a transform's tile stays in the 32 registers
 
 inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec broadcast(float x) { return _mm512_set1_ps(x); }

@@ -10,6 +10,7 @@ struct ConvDirect {
   static constexpr bool kAccumulate = true;
 
   static int32_t rows(const Problem& p) { return p.ho * p.wo; }
+  static Range rows_at(const Problem& p, int32_t) { return {0, rows(p)}; }
   static int32_t position(int32_t, int32_t product) { return product; }
   static bool axis_live(int32_t k, int32_t size, int32_t out) {  // does tap k of any output meet the picture?
     for (int32_t o = 0; o < out; ++o)
@@ -24,15 +25,12 @@ struct ConvDirect {
     for (int tap = 0; tap < 16; ++tap) u[tap] = w[tap];
   }
   template <class E>
-  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* dst,
-                         int64_t stride, const RowPlace& place, int64_t k0) {
-    gather<E, Identity, 4>(p, source, channels, slope, 2 * (row / p.wo) - 1, 2 * (row % p.wo) - 1, 1, dst, stride,
-                           place, k0);
+  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* a,
+                         int64_t stride, const RowPlace* places, int64_t k0) {
+    gather<E, Window<4>>(false, false, p, source, channels, slope, 2 * (row / p.wo) - 1, 2 * (row % p.wo) - 1, 1, a, stride,
+                         places, k0);
   }
-  static void origin(const Problem& p, int32_t row, int32_t, int32_t* y, int32_t* x) {
-    *y = row / p.wo;
-    *x = row % p.wo;
-  }
+  static Place place(const Problem& p, int32_t row, int32_t) { return {row / p.wo, row % p.wo, false, false}; }
 };
 
 template <class W>
@@ -41,8 +39,11 @@ struct ConvWinograd {
   static constexpr int kPositions = W::kPoints * W::kPoints, kPhases = 1, kProducts = kPositions, kSplit = 4, kStep = 1;
   static constexpr bool kAccumulate = false;
 
-  static int32_t tiles(int32_t out) { return (out + W::kTile - 1) / W::kTile; }
-  static int32_t rows(const Problem& p) { return tiles(p.ho) * tiles(p.wo); }
+  static Tiling<W> tiling(const Problem& p) { return {Axis<W>(p.ho), Axis<W>(p.wo)}; }
+  static int32_t rows(const Problem& p) { return tiling(p).rows(); }
+  static Range rows_at(const Problem& p, int32_t product) {
+    return tiling(p).rows_at(product / W::kPoints, product % W::kPoints);
+  }
   static int32_t position(int32_t, int32_t product) { return product; }
   static bool live(const Problem&, int32_t, int32_t) { return true; }
   // The 2x2 filter of an input phase (split).
@@ -59,15 +60,18 @@ struct ConvWinograd {
     transform_weights<W>(g, u);
   }
   template <class E>
-  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* dst,
-                         int64_t stride, const RowPlace& place, int64_t k0) {
-    const int32_t y = 2 * W::kTile * (row / tiles(p.wo)) - 1, x = 2 * W::kTile * (row % tiles(p.wo)) - 1;
+  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* a,
+                         int64_t stride, const RowPlace* places, int64_t k0) {
+    const Tiling<W> map = tiling(p);
+    const auto tile = map.tile(row);
+    const int32_t y = 2 * map.y.start(tile.y) - 1, x = 2 * map.x.start(tile.x) - 1;
     for (int32_t split = 0; split < 4; ++split)
-      gather<E, W, W::kPoints>(p, source, channels, slope, y + split / 2, x + split % 2, 2, dst, stride, place,
-                               split * (int64_t)(p.ci_stored[0] + p.ci_stored[1]) + k0);
+      gather<E, W>(tile.short_y, tile.short_x, p, source, channels, slope, y + split / 2, x + split % 2, 2, a, stride, places,
+                   split * (int64_t)(p.ci_stored[0] + p.ci_stored[1]) + k0);
   }
-  static void origin(const Problem& p, int32_t row, int32_t, int32_t* y, int32_t* x) {
-    *y = W::kTile * (row / tiles(p.wo));
-    *x = W::kTile * (row % tiles(p.wo));
+  static Place place(const Problem& p, int32_t row, int32_t) {
+    const Tiling<W> map = tiling(p);
+    const auto tile = map.tile(row);
+    return {map.y.start(tile.y), map.x.start(tile.x), tile.short_y, tile.short_x};
   }
 };

@@ -10,59 +10,112 @@
 // Weights: [panel of output channels][phase][product][k][panel]. Statistics are taken where outputs are in registers,
 // shifted by one of the item's outputs so that a large mean costs no digits, and merged in double by the backend.
 
+constexpr int kGatherAhead = 128;  // bytes of a pixel's channels asked for before they are read
+
 template <class E> inline Vec activated(const void* data, int64_t i, Vec scale, Vec shift, Vec slope) {
   const Vec x = fma(E::load(data, i), scale, shift);
   return max(x, mul(x, slope));
 }
 
-// One row of A (a tile or a pixel): positions (i, j) read pixel (y0 + step i, x0 + step j); padding is zero after the norm.
-// Writes channels [k0, k0 + channels) of every position.
-template <class E, class W, int kSide>
-inline void gather(const Problem& p, const Source& source, int32_t channels, float slope_value, int32_t y0, int32_t x0,
-                   int32_t step, char* dst, int64_t position_bytes, const RowPlace& place, int64_t k0) {
-  int64_t row_offset[kSide];
-  bool row_inside[kSide], column_inside[kSide];
+// One row of A (a tile or a pixel): position (i, j) reads pixel (y0 + step i, x0 + step j); padding is zero after the norm.
+// Writes channels [k0, k0 + channels) of every position. WY, WX: W or W::Short. places: of the positions with a product for
+// whole and short tiles, for tiles whole in x, for those whole in y, for those whole in both (the first alone where W has no
+// Short).
+template <class E, class W, class WY, class WX>
+inline void gather_shape(const Problem& p, const Source& source, int32_t channels, float slope_value, int32_t y0, int32_t x0,
+                         int32_t step, char* a, int64_t position_bytes, const RowPlace* places, int64_t k0) {
+  constexpr int n = W::kPoints, high = WY::kPoints, wide = WX::kPoints, kPlaces = W::kLeftOut < 0 ? 1 : 4;
+  int64_t row_offset[high];
+  bool row_inside[high], column_inside[wide];
   bool inside = true;
-  for (int i = 0; i < kSide; ++i) {
-    const int32_t y = y0 + step * i, x = x0 + step * i;
+  for (int i = 0; i < high; ++i) {
+    const int32_t y = y0 + step * i;
     row_inside[i] = y >= 0 && y < p.hi;
-    column_inside[i] = x >= 0 && x < p.wi;
-    inside = inside && row_inside[i] && column_inside[i];
+    inside = inside && row_inside[i];
     row_offset[i] = ((int64_t)y * p.wi + x0) * channels;
+  }
+  for (int j = 0; j < wide; ++j) {
+    const int32_t x = x0 + step * j;
+    column_inside[j] = x >= 0 && x < p.wi;
+    inside = inside && column_inside[j];
   }
   const int64_t column_offset = (int64_t)step * channels;
   const Vec slope = broadcast(slope_value);
 
-  // By lines of A: where one lies costs more to compute than a channel of a single position.
+  // By lines of A: where one lies costs more to compute than a channel of a single position. A tile goes through the
+  // transform by columns, then by rows, so that no more than a column has to be in registers (kTileUnroll, vec.h).
   for (int32_t c0 = 0; c0 < channels; c0 += E::kChunk) {
-    char* line = dst + place.offset((k0 + c0) / E::kChunk);
+    char* lines[kPlaces];
+    for (int k = 0; k < kPlaces; ++k) lines[k] = a + places[k].offset((k0 + c0) / E::kChunk);
 #pragma GCC unroll 1
     for (int32_t u = 0; u < E::kChunk; u += kWidth) {
       const int32_t c = c0 + u;
       const Vec scale = load(source.scale + c), shift = load(source.shift + c);
-      Vec d[kSide * kSide];
-      if (inside) {
+      Vec half[high * wide];
+#pragma GCC unroll kTileUnroll
+      for (int j = 0; j < wide; ++j) {
+        const int64_t column = j * column_offset + c;
+        Vec d[high];
+        if (inside) {
 #pragma GCC unroll 6
-        for (int i = 0; i < kSide; ++i)
+          for (int i = 0; i < high; ++i) {
+            d[i] = activated<E>(source.data, row_offset[i] + column, scale, shift, slope);
+            // As many streams as pixels: more than the hardware follows.
+            if (u == 0) __builtin_prefetch((const char*)source.data + (row_offset[i] + column) * E::kBytes + kGatherAhead);
+          }
+        } else {
 #pragma GCC unroll 6
-          for (int j = 0; j < kSide; ++j)
-            d[i * kSide + j] = activated<E>(source.data, row_offset[i] + j * column_offset + c, scale, shift, slope);
-      } else {
+          for (int i = 0; i < high; ++i)
+            d[i] = row_inside[i] && column_inside[j]
+                       ? activated<E>(source.data, row_offset[i] + column, scale, shift, slope)
+                       : zero();
+        }
+        if constexpr (!W::kTransforms) {
 #pragma GCC unroll 6
-        for (int i = 0; i < kSide; ++i)
+          for (int i = 0; i < high; ++i) E::store(lines[0] + (i * n + j) * position_bytes, u, d[i]);
+        } else {
+          WY::input(d);
 #pragma GCC unroll 6
-          for (int j = 0; j < kSide; ++j)
-            d[i * kSide + j] =
-                row_inside[i] && column_inside[j]
-                    ? activated<E>(source.data, row_offset[i] + j * column_offset + c, scale, shift, slope)
-                    : zero();
+          for (int i = 0; i < high; ++i) half[i * wide + j] = d[i];
+        }
       }
-      if constexpr (W::kPoints > 1) transform_input<W>(d);
-#pragma GCC unroll 36
-      for (int q = 0; q < kSide * kSide; ++q) E::store(line + q * position_bytes, u, d[q]);
+      if constexpr (!W::kTransforms) continue;
+#pragma GCC unroll kTileUnroll
+      for (int i = 0; i < high; ++i) {
+        Vec d[wide];
+#pragma GCC unroll 6
+        for (int j = 0; j < wide; ++j) d[j] = half[i * wide + j];
+        WX::input(d);
+        const int row = WY::point(i);
+        char* const* line = lines + (row == W::kLeftOut ? 2 : 0);
+#pragma GCC unroll 6
+        for (int j = 0; j < wide; ++j) {
+          const int q = row * n + WX::point(j);
+          E::store(line[WX::point(j) == W::kLeftOut] + q * position_bytes, u, d[j]);
+        }
+      }
     }
   }
 }
+
+template <class E, class W, class... Arguments>
+inline void gather(bool short_y, bool short_x, Arguments&&... arguments) {
+  if constexpr (W::kLeftOut < 0) {
+    gather_shape<E, W, W, W>(arguments...);
+  } else {
+    using S = typename W::Short;
+    if (short_y && short_x) gather_shape<E, W, S, S>(arguments...);
+    else if (short_y) gather_shape<E, W, S, W>(arguments...);
+    else if (short_x) gather_shape<E, W, W, S>(arguments...);
+    else gather_shape<E, W, W, W>(arguments...);
+  }
+}
+
+// Where the outputs of a tile begin, and whether it is short.
+struct Place {
+  int32_t y, x;
+  bool short_y, short_x;
+};
 
 // Running statistics of one vector of channels over an item: deviations from `shift`, one of its values.
 struct Statistics {
@@ -70,10 +123,6 @@ struct Statistics {
   int32_t count = 0;
   inline void take(Vec y) {
     if (count++ == 0) shift = y;
-    deviate(y);
-  }
-  // For who sets the shift and counts.
-  inline void deviate(Vec y) {
     const Vec d = sub(y, shift);
     sum = add(sum, d);
     squares = fma(d, d, squares);
@@ -103,8 +152,8 @@ struct Inside {
 // transform multiplies. Adding C once per 256 steps costs less than 1 %.
 constexpr int64_t kSumChunks = 16;
 
-// kPartLog2 cuts A along k (RowPlace).
-template <class E, class Scheme, int32_t kPartLog2 = kWholeK>
+// kPartLog2 cuts A along k (RowPlace). kBeside: bytes behind C that the product wants for itself.
+template <class E, class Scheme, int32_t kPartLog2 = kWholeK, int64_t kBeside = 0>
 struct Convolution {
   using W = typename Scheme::Output;
   static constexpr int kOutputs = Scheme::kAccumulate ? 1 : Scheme::kProducts;  // C matrices
@@ -117,7 +166,7 @@ struct Convolution {
   static int64_t a_bytes(const Problem& p, int64_t rows) {
     return align64((lines_of(p) + part_lines(p) - 1) / part_lines(p) * part_bytes(p, rows));
   }
-  static int64_t c_bytes(int64_t rows) { return align64(kOutputs * output_floats(rows, kPanel) * 4); }
+  static int64_t c_bytes(int64_t rows) { return align64(kOutputs * output_floats(rows, kPanel) * 4) + kBeside; }
   static int64_t output_floats(int64_t rows, int64_t panel) { return rows * panel + 16; }
   static int64_t product_bytes(const Problem& p, int32_t vecs) { return k_of(p) * vecs * kWidth * E::kBytes; }
   static int32_t block_rows(const Problem& p, int32_t rows) {
@@ -128,8 +177,14 @@ struct Convolution {
     const int32_t rows = Scheme::rows(p), panels = panels_of(p.co_stored), block = block_rows(p, rows);
     const int32_t blocks = (rows + block - 1) / block;
     int32_t live = 0;
+    int64_t live_rows = 0;
     for (int32_t phase = 0; phase < Scheme::kPhases; ++phase)
-      for (int32_t product = 0; product < Scheme::kProducts; ++product) live += Scheme::live(p, phase, product);
+      for (int32_t product = 0; product < Scheme::kProducts; ++product) {
+        if (!Scheme::live(p, phase, product)) continue;
+        const Range range = Scheme::rows_at(p, product);
+        live += range.end > range.first;
+        live_rows += range.end - range.first;
+      }
     const bool two_phases = p.tile_block == 0;
     g->rows = rows;
     g->block_rows = RowBlocks(block).size(0);
@@ -144,7 +199,7 @@ struct Convolution {
     g->shared_read_bytes = g->shared_bytes / Scheme::kPositions * Scheme::kProducts * g->items[1];
     g->transform_bytes = (a_bytes(p, block) + c_bytes(block) * panels * Scheme::kPhases) * blocks;
     g->scratch_bytes = c_bytes(block) + (two_phases ? 0 : a_bytes(p, block));
-    g->macs = (int64_t)live * rows * k_of(p) * p.co_stored;
+    g->macs = live_rows * k_of(p) * p.co_stored;
   }
 
   static void pack(const Problem& p, const float* raw, void* dst, int32_t item) {
@@ -173,45 +228,82 @@ struct Convolution {
         }
   }
 
+  // The rows of position q among [base, base + rows), counted from base.
+  static Range held(const Problem& p, int32_t q, int32_t base, int32_t rows) {
+    const Range all = Scheme::rows_at(p, q);
+    const int32_t first = all.first > base ? all.first - base : 0, end = all.end < base + rows ? all.end - base : rows;
+    return {first, end > first ? end : first};
+  }
+
   // Rows [first, first + count) of A into `a`, which holds the rows [base, base + rows_held).
   static void gather_rows(const Problem& p, const Args& args, char* a, int32_t base, int32_t rows_held, int32_t first,
                           int32_t count) {
-    const RowBlocks blocks(rows_held);
-    const int64_t stride = position_bytes(p, rows_held);
+    constexpr int kPlaces = W::kLeftOut < 0 ? 1 : 4;  // see gather_shape
     for (int32_t row = first; row < first + count; ++row) {
-      const RowPlace place(blocks, row - base, kPartLog2, part_bytes(p, rows_held));
-      char* dst = a + place.start * part_lines(p) * 64;
+      RowPlace places[kPlaces];
+      for (int k = 0; k < kPlaces; ++k) {
+        const int32_t q = (k / 2 ? W::kLeftOut : 0) * W::kPoints + (k % 2 ? W::kLeftOut : 0);
+        const Range range = held(p, q, base, rows_held);
+        const int32_t at = row - base - range.first;
+        if (at < 0 || row - base >= range.end) continue;
+        places[k] = RowPlace(RowBlocks(range.end - range.first), at, part_lines(p), kPartLog2, part_bytes(p, rows_held));
+      }
       int64_t k0 = 0;
       for (int32_t s = 0; s < 2; ++s) {
         if (p.ci_stored[s] == 0) continue;
-        Scheme::template gather_row<E>(p, args.src[s], p.ci_stored[s], args.slope, row, dst, stride, place, k0);
+        Scheme::template gather_row<E>(p, args.src[s], p.ci_stored[s], args.slope, row, a, position_bytes(p, rows_held), places,
+                                       k0);
         k0 += p.ci_stored[s];
       }
     }
   }
 
+  // The lines of the picture that an item will write, asked for little by little while it multiplies: they come from
+  // memory, and the stores of the output transform would wait for them.
+  struct OutputLines {
+    const Problem& p;
+    const char* dst;
+    int64_t column_step, row_step;  // bytes
+    int32_t panel_bytes, base, rows, phase, row = 0, i = 0;
+    OutputLines(const Problem& p, const Args& args, int32_t base, int32_t rows, int32_t panel, int32_t phase)
+        : p(p), dst((const char*)args.dst + (int64_t)panel * kPanel * E::kBytes),
+          column_step((int64_t)Scheme::kStep * p.co_stored * E::kBytes), row_step(column_step * p.wo),
+          panel_bytes(panel_vecs(p.co_stored, panel) * kWidth * E::kBytes), base(base), rows(rows), phase(phase) {}
+    // A row of a tile. What hangs over the picture is asked for too: a prefetch cannot fault.
+    void ask() {
+      if (row == rows) return;
+      const Place place = Scheme::place(p, base + row, phase);
+      const char* at = dst + ((int64_t)place.y * p.wo + place.x) * p.co_stored * E::kBytes + i * row_step;
+      for (int j = 0; j < W::kTile; ++j)
+        for (int offset = 0; offset < panel_bytes; offset += 64) __builtin_prefetch(at + j * column_step + offset, 1, 2);
+      if (++i == W::kTile) i = 0, ++row;
+    }
+  };
+
   // C of one panel and phase over the rows held in `a`.
   struct Product {
-    static void fill(const Problem& p, const Args& args, const char* a, float* c, int32_t rows, int32_t panel,
-                     int32_t phase) {
+    static void fill(const Problem& p, const Args& args, const char* a, float* c, int32_t base, int32_t rows,
+                     int32_t panel, int32_t phase, OutputLines& output_lines) {
       const int32_t vecs = panel_vecs(p.co_stored, panel);
       const int64_t stride_c = vecs * kWidth, matrix = output_floats(rows, stride_c);
       const int64_t full_panel = (int64_t)Scheme::kPhases * Scheme::kProducts * product_bytes(p, kPanelVecs);
       const char* b = (const char*)args.weights + panel * full_panel +
                       phase * Scheme::kProducts * product_bytes(p, vecs);
-      const RowBlocks blocks(rows);
       const int64_t chunks = lines_of(p), chunk_bytes = E::kChunk / E::kWord * stride_c * 4;
-      // One row block alone cannot hide the memory that it reads: the next product's weights are asked for by all of them.
-      const int64_t ahead_bytes = blocks.count > 1 ? align64(chunk_bytes / blocks.count) : 0;
       bool started = false;
       for (int32_t q = 0; q < Scheme::kProducts; ++q, b += product_bytes(p, vecs)) {
-        if (!Scheme::live(p, phase, q)) continue;
+        const Range range = held(p, q, base, rows);
+        if (!Scheme::live(p, phase, q) || range.first == range.end) continue;
+        const RowBlocks blocks(range.end - range.first);
+        // One row block alone cannot hide the memory that it reads: the next product's weights are asked for by all of them.
+        const int64_t ahead_bytes = blocks.count > 1 ? align64(chunk_bytes / blocks.count) : 0;
         const char* operand = a + Scheme::position(phase, q) * position_bytes(p, rows);
-        float* out = c + (Scheme::kAccumulate ? 0 : q * matrix);
+        float* out = c + (Scheme::kAccumulate ? 0 : q * matrix) + range.first * stride_c;
         const char* ahead = b + product_bytes(p, vecs);
         for (int32_t block = 0; block < blocks.count; ++block) {
           const int32_t start = blocks.start(block), size = blocks.size(block);
           const Gemm product = choose_gemm<E>(size, vecs);
+          output_lines.ask();
           for (int64_t chunk = 0; chunk < chunks; chunk += kSumChunks) {
             const int64_t now = chunks - chunk < kSumChunks ? chunks - chunk : kSumChunks;
             product(operand + start * k_of(p) * E::kBytes + chunk * size * 64, b + chunk * chunk_bytes, now,
@@ -228,71 +320,99 @@ struct Convolution {
   template <class P>
   static void multiply(const Problem& p, const Args& args, const char* a, float* c, int32_t base, int32_t rows,
                        int32_t panel, int32_t phase, int32_t stat_block) {
-    P::fill(p, args, a, c, rows, panel, phase);
+    OutputLines lines(p, args, base, rows, panel, phase);
+    P::fill(p, args, a, c, base, rows, panel, phase, lines);
     if (panel_vecs(p.co_stored, panel) == kPanelVecs) emit<kPanelVecs>(p, args, c, base, rows, panel, phase, stat_block);
     else emit<1>(p, args, c, base, rows, panel, phase, stat_block);
   }
 
-  // Tile by tile, all channels of the panel: whole lines of C are read and whole lines of the picture written.
+  // Output transform, bias, statistics and stores of one panel.
+  template <int kVecs>
+  struct Emission {
+    void* dst;
+    int32_t ho, wo;
+    int64_t co_stored, channel, column_step, row_step;  // in elements
+    int64_t matrix;                                     // floats from position to position in C
+    Vec bias[kVecs];
+    Statistics statistics[kVecs];
+
+    Emission(const Problem& p, const Args& args, int32_t rows, int32_t panel)
+        : dst(args.dst), ho(p.ho), wo(p.wo), co_stored(p.co_stored), channel((int64_t)panel * kPanel),
+          column_step(Scheme::kStep * co_stored), row_step(column_step * p.wo),
+          matrix(output_floats(rows, kVecs * kWidth)) {
+      for (int v = 0; v < kVecs; ++v) bias[v] = args.bias ? load(args.bias + channel + v * kWidth) : zero();
+    }
+
+    // points: the tile's row of C. WY, WX: W or W::Short.
+    template <class WY, class WX>
+    void tile(const float* points, int32_t y0, int32_t x0) {
+      constexpr int n = WX::kPoints, high = WY::kTile, wide = WX::kTile;
+      const Inside i_in(y0, Scheme::kStep, high, ho), j_in(x0, Scheme::kStep, wide, wo);
+      if (i_in.first >= i_in.end || j_in.first >= j_in.end) return;
+      const bool whole = i_in.end - i_in.first == high && j_in.end - j_in.first == wide;
+      const int64_t first = ((int64_t)y0 * wo + x0) * co_stored + channel;
+      for (int v = 0; v < kVecs; ++v, points += kWidth) {
+        Statistics& all = statistics[v];
+        Vec half[high * n];
+#pragma GCC unroll kTileUnroll
+        for (int j = 0; j < n; ++j) output_column<W, WY>(points + WX::point(j) * matrix, matrix, half + j, n);
+        if (all.count == 0) {  // the shift is a value from the first tile's middle
+          Vec y[wide];
+          WX::output(half + (i_in.first + i_in.end) / 2 * n, y);
+          all.shift = add(y[(j_in.first + j_in.end) / 2], bias[v]);
+        }
+        all.count += (i_in.end - i_in.first) * (j_in.end - j_in.first);
+        // Sums of their own for a tile and a row: thousands of equal deviations in one sum all round the same way.
+        Vec sum = zero(), squares = zero();
+        const auto emit_row = [&](int i, int j_first, int j_end) __attribute__((always_inline)) {
+          Vec y[wide], row = zero(), row_squares = zero();
+          WX::output(half + i * n, y);
+#pragma GCC unroll 5
+          for (int j = j_first; j < j_end; ++j) {
+            const Vec value = add(y[j], bias[v]);
+            E::store(dst, first + i * row_step + j * column_step + v * kWidth, value);
+            const Vec d = sub(value, all.shift);
+            row = add(row, d);
+            row_squares = fma(d, d, row_squares);
+          }
+          sum = add(sum, row);
+          squares = add(squares, row_squares);
+        };
+        if (whole) {
+#pragma GCC unroll kTileUnroll
+          for (int i = 0; i < high; ++i) emit_row(i, 0, wide);
+        } else {
+          for (int i = i_in.first; i < i_in.end; ++i) emit_row(i, j_in.first, j_in.end);
+        }
+        all.sum = add(all.sum, sum);
+        all.squares = add(all.squares, squares);
+      }
+    }
+  };
+
+  // Tile by tile, all channels of the panel, so that the halves of a line follow each other.
   template <int kVecs>
   static void emit(const Problem& p, const Args& args, const float* c, int32_t base, int32_t rows, int32_t panel,
                    int32_t phase, int32_t stat_block) {
-    constexpr int t = W::kTile, n = W::kPoints;
-    constexpr int64_t stride_c = kVecs * kWidth;
-    const int64_t matrix = output_floats(rows, stride_c), channel = (int64_t)panel * kPanel;
-    Vec bias[kVecs];
-    for (int v = 0; v < kVecs; ++v) bias[v] = args.bias ? load(args.bias + channel + v * kWidth) : zero();
-    Statistics statistics[kVecs];
-    void* const dst = args.dst;  // copies: stores to dst could change what args and p point to
-    const int32_t wo = p.wo, co_stored = p.co_stored;
+    Emission<kVecs> emission(p, args, rows, panel);
     // From the middle on, so that the shift is not a value of the picture's border, far from all others.
     for (int32_t k = 0, r = rows / 2; k < rows; ++k, r = r + 1 < rows ? r + 1 : 0) {
-      int32_t y0, x0;
-      Scheme::origin(p, base + r, phase, &y0, &x0);
-      Vec y[kVecs][t * t];
-#pragma GCC unroll 2
-      for (int v = 0; v < kVecs; ++v) {
-        Vec m[n * n];
-#pragma GCC unroll 36
-        for (int q = 0; q < n * n; ++q) m[q] = load(c + q * matrix + r * stride_c + v * kWidth);
-        if constexpr (n > 1) transform_output<W>(m, y[v]);
-        else y[v][0] = m[0];
-      }
-      const Inside i_in(y0, Scheme::kStep, t, p.ho), j_in(x0, Scheme::kStep, t, wo);
-      if (i_in.first >= i_in.end || j_in.first >= j_in.end) continue;
-      Statistics tile[kVecs];  // of its own: thousands of equal deviations in one sum all round the same way
-      for (int v = 0; v < kVecs; ++v) {
-        const int middle = (i_in.first + i_in.end) / 2 * t + (j_in.first + j_in.end) / 2;
-        if (statistics[v].count == 0) statistics[v].shift = add(y[v][middle], bias[v]);
-        statistics[v].count += (i_in.end - i_in.first) * (j_in.end - j_in.first);
-        tile[v].shift = statistics[v].shift;
-      }
-      const auto put = [&](int i, int j) {
-        const int64_t pixel = (int64_t)(y0 + i * Scheme::kStep) * wo + x0 + j * Scheme::kStep;
-#pragma GCC unroll 2
-        for (int v = 0; v < kVecs; ++v) {
-          const Vec value = add(y[v][i * t + j], bias[v]);
-          E::store(dst, pixel * co_stored + channel + v * kWidth, value);
-          tile[v].deviate(value);
-        }
-      };
-      if (i_in.end - i_in.first == t && j_in.end - j_in.first == t) {
-#pragma GCC unroll 5
-        for (int i = 0; i < t; ++i)
-#pragma GCC unroll 5
-          for (int j = 0; j < t; ++j) put(i, j);
+      const Place at = Scheme::place(p, base + r, phase);
+      const float* points = c + (int64_t)r * kVecs * kWidth;
+      if constexpr (W::kLeftOut < 0) {
+        emission.template tile<W, W>(points, at.y, at.x);
       } else {
-        for (int i = i_in.first; i < i_in.end; ++i)
-          for (int j = j_in.first; j < j_in.end; ++j) put(i, j);
-      }
-      for (int v = 0; v < kVecs; ++v) {
-        statistics[v].sum = add(statistics[v].sum, tile[v].sum);
-        statistics[v].squares = add(statistics[v].squares, tile[v].squares);
+        using S = typename W::Short;
+        if (at.short_y && at.short_x) emission.template tile<S, S>(points, at.y, at.x);
+        else if (at.short_y) emission.template tile<S, W>(points, at.y, at.x);
+        else if (at.short_x) emission.template tile<W, S>(points, at.y, at.x);
+        else emission.template tile<W, W>(points, at.y, at.x);
       }
     }
     if (args.stats)
       for (int v = 0; v < kVecs; ++v)
-        statistics[v].write(args.stats + (int64_t)stat_block * 3 * co_stored + channel + v * kWidth, co_stored);
+        emission.statistics[v].write(args.stats + ((int64_t)stat_block * 3 * p.co_stored + emission.channel + v * kWidth),
+                                     p.co_stored);
   }
 
   static void run(const Problem& p, const Args& args, int32_t phase, int32_t item, void* scratch) {

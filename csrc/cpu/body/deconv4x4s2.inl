@@ -13,6 +13,7 @@ struct DeconvDirect {
   static constexpr bool kAccumulate = true;
 
   static int32_t rows(const Problem& p) { return p.hi * p.wi; }
+  static Range rows_at(const Problem& p, int32_t) { return {0, rows(p)}; }
   // Product (ty, tx) of phase (py, px) reads the pixel shifted by (py - 1 + ty, px - 1 + tx); position = shift + 1.
   static int32_t position(int32_t phase, int32_t product) {
     return (phase / 2 + product / 2) * 3 + phase % 2 + product % 2;
@@ -26,13 +27,12 @@ struct DeconvDirect {
     for (int q = 0; q < 4; ++q) u[q] = w[tap(phase / 2, q / 2) * 4 + tap(phase % 2, q % 2)];
   }
   template <class E>
-  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* dst,
-                         int64_t stride, const RowPlace& place, int64_t k0) {
-    gather<E, Identity, 3>(p, source, channels, slope, row / p.wi - 1, row % p.wi - 1, 1, dst, stride, place, k0);
+  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* a,
+                         int64_t stride, const RowPlace* places, int64_t k0) {
+    gather<E, Window<3>>(false, false, p, source, channels, slope, row / p.wi - 1, row % p.wi - 1, 1, a, stride, places, k0);
   }
-  static void origin(const Problem& p, int32_t row, int32_t phase, int32_t* y, int32_t* x) {
-    *y = 2 * (row / p.wi) + phase / 2;
-    *x = 2 * (row % p.wi) + phase % 2;
+  static Place place(const Problem& p, int32_t row, int32_t phase) {
+    return {2 * (row / p.wi) + phase / 2, 2 * (row % p.wi) + phase % 2, false, false};
   }
 };
 
@@ -48,8 +48,12 @@ struct DeconvWinograd {
   static constexpr int kPhases = 4, kProducts = W::kPoints * W::kPoints, kSplit = 1, kStep = 2;
   static constexpr int kTransforms = kOwn ? kPhases : 1, kPositions = kTransforms * kProducts;
 
-  static int32_t tiles(int32_t in) { return ((kOwn ? in : in + 1) + W::kTile - 1) / W::kTile; }
-  static int32_t rows(const Problem& p) { return tiles(p.hi) * tiles(p.wi); }
+  static Axis<W> axis(int32_t in) { return Axis<W>(kOwn ? in : in + 1); }
+  static Tiling<W> tiling(const Problem& p) { return {axis(p.hi), axis(p.wi)}; }
+  static int32_t rows(const Problem& p) { return tiling(p).rows(); }
+  static Range rows_at(const Problem& p, int32_t product) {
+    return tiling(p).rows_at(product / W::kPoints, product % W::kPoints);
+  }
   static int32_t position(int32_t phase, int32_t product) { return (kOwn ? phase * kProducts : 0) + product; }
   static bool live(const Problem&, int32_t, int32_t) { return true; }
   // The 2x2 filter of an output phase.
@@ -65,17 +69,23 @@ struct DeconvWinograd {
     transform_weights<W>(g, u);
   }
   // The first window of a tile in one axis, for the phase of that axis.
-  static int32_t window(int32_t tile, int32_t phase) { return W::kTile * tile - 1 + (kOwn ? phase : 0); }
+  static int32_t window(const Axis<W>& axis, int32_t tile, int32_t phase) {
+    return axis.start(tile) - 1 + (kOwn ? phase : 0);
+  }
   template <class E>
-  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* dst,
-                         int64_t stride, const RowPlace& place, int64_t k0) {
+  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* a,
+                         int64_t stride, const RowPlace* places, int64_t k0) {
+    const Tiling<W> map = tiling(p);
+    const auto tile = map.tile(row);
     for (int32_t phase = 0; phase < kTransforms; ++phase)
-      gather<E, W, W::kPoints>(p, source, channels, slope, window(row / tiles(p.wi), phase / 2),
-                               window(row % tiles(p.wi), phase % 2), 1, dst + phase * kProducts * stride, stride, place, k0);
+      gather<E, W>(tile.short_y, tile.short_x, p, source, channels, slope, window(map.y, tile.y, phase / 2),
+                   window(map.x, tile.x, phase % 2), 1, a + phase * kProducts * stride, stride, places, k0);
   }
   // Window o gives row 2 o + 1 (phase 1) or 2 o + 2 (phase 0).
-  static void origin(const Problem& p, int32_t row, int32_t phase, int32_t* y, int32_t* x) {
-    *y = 2 * window(row / tiles(p.wi), phase / 2) + 2 - phase / 2;
-    *x = 2 * window(row % tiles(p.wi), phase % 2) + 2 - phase % 2;
+  static Place place(const Problem& p, int32_t row, int32_t phase) {
+    const Tiling<W> map = tiling(p);
+    const auto tile = map.tile(row);
+    return {2 * window(map.y, tile.y, phase / 2) + 2 - phase / 2, 2 * window(map.x, tile.x, phase % 2) + 2 - phase % 2,
+            tile.short_y, tile.short_x};
   }
 };

@@ -38,14 +38,20 @@ struct LastByPanels {
   // c: the products of row y, [pixel][n].
   static void multiply(const Problem& p, const Args& args, int32_t y, int64_t k, char* a, float* c, int32_t n) {
     const RowBlocks blocks(p.wi);
-    for (int32_t x = 0; x < p.wi; ++x) {
-      const RowPlace place(blocks, x);
-      char* dst = a + place.start * k * E::kBytes;
-      int64_t k0 = 0;
+    const Vec slope = broadcast(args.slope);
+    for (int32_t block = 0; block < blocks.count; ++block) {
+      const int32_t start = blocks.start(block), size = blocks.size(block);
+      char* line = a + start * k * E::kBytes;
       for (int32_t s = 0; s < 2; ++s) {
-        if (p.ci_stored[s] == 0) continue;
-        gather<E, Identity, 1>(p, args.src[s], p.ci_stored[s], args.slope, y, x, 1, dst, 0, place, k0);
-        k0 += p.ci_stored[s];
+        const int32_t channels = p.ci_stored[s];
+        const int64_t pixel = ((int64_t)y * p.wi + start) * channels;
+        for (int32_t c0 = 0; c0 < channels; c0 += E::kChunk, line += size * 64)
+          for (int32_t u = 0; u < E::kChunk; u += kWidth) {
+            const int32_t c = c0 + u;
+            const Vec scale = load(args.src[s].scale + c), shift = load(args.src[s].shift + c);
+            for (int32_t i = 0; i < size; ++i)
+              E::store(line + i * 64, u, activated<E>(args.src[s].data, pixel + i * channels + c, scale, shift, slope));
+          }
       }
     }
     for (int32_t panel = 0; panel < panels_of(n); ++panel) {

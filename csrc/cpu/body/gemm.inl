@@ -24,21 +24,23 @@ struct RowBlocks {
   int32_t start(int32_t block) const { return block * base + (block < longer ? block : longer); }
 };
 
-// Where a row of A lives inside its position's operand: line l (a chunk of k) of the row is `offset(l)` bytes from its block.
+// Where a row of A lives inside its position's operand: line l (a chunk of k) of the row is `offset(l)` bytes from its start.
 struct RowPlace {
-  int32_t start, size, index;  // first row of its block, rows in the block, place in the block
-  int32_t part_log2;           // A may be cut along k, so that all positions of a part lie together: 2^this lines a part
-  int64_t part_bytes;          // from part to part
-  RowPlace(const RowBlocks& blocks, int32_t row, int32_t part_log2 = kWholeK, int64_t part_bytes = 0)
+  int64_t block = 0;             // bytes to the row's block
+  int32_t size = 0, index = 0;   // rows in the block, place in the block
+  int32_t part_log2 = kWholeK;   // A may be cut along k, so that all positions of a part lie together: 2^this lines a part
+  int64_t part_bytes = 0;        // from part to part
+  RowPlace() = default;
+  RowPlace(const RowBlocks& blocks, int32_t row, int64_t part_lines, int32_t part_log2, int64_t part_bytes)
       : part_log2(part_log2), part_bytes(part_bytes) {
     const int32_t in_longer = blocks.longer * (blocks.base + 1);
-    const int32_t block = row < in_longer ? row / (blocks.base + 1) : blocks.longer + (row - in_longer) / blocks.base;
-    start = blocks.start(block);
-    size = blocks.size(block);
-    index = row - start;
+    const int32_t at = row < in_longer ? row / (blocks.base + 1) : blocks.longer + (row - in_longer) / blocks.base;
+    block = blocks.start(at) * part_lines * 64;
+    size = blocks.size(at);
+    index = row - blocks.start(at);
   }
   int64_t offset(int64_t line) const {
-    return (line >> part_log2) * part_bytes + ((line & ((1ll << part_log2) - 1)) * size + index) * 64;
+    return block + (line >> part_log2) * part_bytes + ((line & ((1ll << part_log2) - 1)) * size + index) * 64;
   }
 };
 

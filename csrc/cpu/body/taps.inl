@@ -1,53 +1,66 @@
-// F(2,2) with the weights transformed in registers: the packed weights are the plain 2x2 taps (4/9 of the transformed
-// ones), and the product forms position (i, j)'s weights with 0, 1 or 3 additions on the way.
+// F(m, 2) with the weights transformed in registers: the packed weights are the plain 2x2 taps, and the product forms a
+// position's weights on the way.
 //
-// For layers that few tiles use (16x16 maps and smaller), reading transformed matrices from memory costs more than the
-// arithmetic. F(2,2) multiplies no more there than F(3,2), whose tiles do not divide the map, and has more rows for each
-// sum of taps. Weights: [panel][phase][k][tap ty, tx][panel]. k advances in chunks that stay near the core while nine
-// positions read them (docs/decisions/023).
+// For layers that few tiles use, reading transformed matrices from memory costs more than the arithmetic. Weights:
+// [panel][phase][k][tap ty, tx][panel]. k advances in chunks that stay near the core while all positions read them
+// (docs/decisions/023, 025). In each axis a weight is W::combine of two taps, one or two additions. Of the positions (i, j) of
+// a row i of the transform the first and the last combine rows of taps, (0, tx) with (1, tx), and keep what they form;
+// those between combine what was kept: no position combines more than two vectors, and no pass is spent on it.
 
 constexpr int64_t kTapLines = 1 << kTapLinesLog2;  // lines of A in a chunk (vec.h); A is cut into the same parts
+constexpr int64_t kKeptBytes = kTapLines * 16 * 2 * kPanel * 4;
 
-template <int kRows, int kVecs, int kPosition>
-void gemm_taps(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate,
-               const char* ahead) {
+// Where a position finds the two vectors that it combines, and what becomes of the result.
+enum class TapSource {
+  kTaps,      // among the packed taps
+  kKept,      // among what two positions before it have kept
+  kTapsToKeep // among the packed taps; the result is kept
+};
+
+// Lines of later taps that a position asks for in four steps: all positions together, four taps of four channels.
+template <class W> constexpr int tap_lines(int vecs) {
+  constexpr int kPositions = W::kPoints * W::kPoints;
+  return (16 + kPositions - 1) / kPositions * ((vecs * kWidth * 4 + 63) / 64);
+}
+
+template <class W, int kRows, int kVecs, int kPoint, TapSource kSource>
+void gemm_taps(const char* a, const char* first, const char* second, char* keep, int64_t chunks, float* c, int64_t stride_c,
+               bool accumulate, const char* ahead, const char* ahead_end) {
   constexpr int kStride = kVecs * kWidth * 4;  // bytes of a tap
-  constexpr int kI = kPosition / 3, kJ = kPosition % 3;
-  constexpr int kAhead = (kVecs * kWidth + 15) / 16 * 64;  // bytes in two steps: nine positions ask for an eighth more
+  constexpr int kStep = (kSource == TapSource::kKept ? 2 : 4) * kStride;
+  constexpr int kAsk = tap_lines<W>(kVecs);
   Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) acc[r][v] = zero();
 
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-#pragma GCC unroll 2
-    for (int k = 0; k < 16; ++k, b += 4 * kStride) {
-      if (k % 2 == 0)
-#pragma GCC unroll 2
-        for (int line = 0; line < kAhead; line += 64, ahead += 64) __builtin_prefetch(ahead, 0, 2);
-      Vec weights[kVecs];
+  for (int64_t chunk = 0; chunk < chunks; ++chunk, a += (kRows - 1) * 64)
+#pragma GCC unroll 1
+    for (int quarter = 0; quarter < 4; ++quarter, a += 16) {
+      if (ahead < ahead_end)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) {
-        const auto tap = [&](int t) { return F32::load_words(b + t * kStride + v * kWidth * 4); };
-        const auto row = [&](int ty) {
-          if constexpr (kJ == 0) return tap(2 * ty);
-          else if constexpr (kJ == 2) return tap(2 * ty + 1);
-          else return add(tap(2 * ty), tap(2 * ty + 1));
-        };
-        if constexpr (kI == 0) weights[v] = row(0);
-        else if constexpr (kI == 2) weights[v] = row(1);
-        else weights[v] = add(row(0), row(1));
-      }
+        for (int line = 0; line < kAsk; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        Vec weights[kVecs];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) {
+          weights[v] = W::template combine<kPoint>(F32::load_words(first + k * kStep + v * kWidth * 4),
+                                                   F32::load_words(second + k * kStep + v * kWidth * 4));
+          if constexpr (kSource == TapSource::kTapsToKeep) store((float*)(keep + k * 2 * kStride) + v * kWidth, weights[v]);
+        }
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        const Vec x = F32::broadcast_word(a + r * 64 + k * 4);
+        for (int r = 0; r < kRows; ++r) {
+          const Vec x = F32::broadcast_word(a + r * 64 + k * 4);
 #pragma GCC unroll 4
-        for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(x, weights[v], acc[r][v]);
+          for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(x, weights[v], acc[r][v]);
+        }
       }
+      first += 4 * kStep;
+      second += 4 * kStep;
+      keep += 8 * kStride;
     }
-    a += kRows * 64;
-  }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
@@ -57,27 +70,38 @@ void gemm_taps(const char* a, const char* b, int64_t chunks, float* c, int64_t s
     }
 }
 
-using GemmTaps = void (*)(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate,
-                          const char* ahead);
+using GemmTaps = void (*)(const char* a, const char* first, const char* second, char* keep, int64_t chunks, float* c,
+                          int64_t stride_c, bool accumulate, const char* ahead, const char* ahead_end);
 
-template <int kRows, int kVecs, int kPosition = 0>
-inline GemmTaps gemm_taps_of_position(int32_t position) {
-  if (position == kPosition) return gemm_taps<kRows, kVecs, kPosition>;
-  if constexpr (kPosition < 8) return gemm_taps_of_position<kRows, kVecs, kPosition + 1>(position);
-  return nullptr;
-}
+// [rows - 1][point][source]
+template <class W, int kVecs>
+struct GemmTapsTable {
+  GemmTaps of[kRowsMax][W::kPoints][3];
+  constexpr GemmTapsTable() : of() { rows<kRowsMax>(); }
 
-template <int kVecs, int kRows = kRowsMax>
-inline GemmTaps choose_gemm_taps(int32_t rows, int32_t position) {
-  if (rows == kRows) return gemm_taps_of_position<kRows, kVecs>(position);
-  if constexpr (kRows > 1) return choose_gemm_taps<kVecs, kRows - 1>(rows, position);
-  return nullptr;
-}
+ private:
+  template <int kRows> constexpr void rows() {
+    points<kRows, 0>();
+    if constexpr (kRows > 1) rows<kRows - 1>();
+  }
+  template <int kRows, int kPoint> constexpr void points() {
+    of[kRows - 1][kPoint][(int)TapSource::kTaps] =
+        gemm_taps<W, kRows, kVecs, kPoint, TapSource::kTaps>;
+    of[kRows - 1][kPoint][(int)TapSource::kKept] =
+        gemm_taps<W, kRows, kVecs, kPoint, TapSource::kKept>;
+    // The first and the last row of positions combine no rows of taps.
+    if constexpr (kPoint > 0 && kPoint < W::kPoints - 1)
+      of[kRows - 1][kPoint][(int)TapSource::kTapsToKeep] =
+          gemm_taps<W, kRows, kVecs, kPoint, TapSource::kTapsToKeep>;
+    if constexpr (kPoint < W::kPoints - 1) points<kRows, kPoint + 1>();
+  }
+};
 
-// The Convolution of a Winograd2 scheme with other weights and another product loop.
+// The Convolution of a Winograd scheme with other weights and another product loop.
 template <class Scheme>
-struct TapsConvolution : Convolution<F32, Scheme, kTapLinesLog2> {
-  using Base = Convolution<F32, Scheme, kTapLinesLog2>;
+struct TapsConvolution : Convolution<F32, Scheme, kTapLinesLog2, kKeptBytes> {
+  using Base = Convolution<F32, Scheme, kTapLinesLog2, kKeptBytes>;
+  using W = typename Scheme::Output;
 
   static int64_t pair_bytes(const Problem& p, int32_t vecs) { return Base::k_of(p) * 4 * vecs * kWidth * 4; }
   static const char* pair_weights(const Problem& p, const void* weights, int32_t panel, int32_t phase) {
@@ -108,24 +132,52 @@ struct TapsConvolution : Convolution<F32, Scheme, kTapLinesLog2> {
   }
 
   struct Product {
-    static void fill(const Problem& p, const Args& args, const char* a, float* c, int32_t rows, int32_t panel,
-                     int32_t phase) {
+    static void fill(const Problem& p, const Args& args, const char* a, float* c, int32_t, int32_t rows, int32_t panel,
+                     int32_t phase, typename Base::OutputLines& output_lines) {
+      static_assert(W::kLeftOut < 0, "all positions have the same rows");
+      constexpr int n = W::kPoints;
+      static constexpr GemmTapsTable<W, kPanelVecs> kFull;
+      static constexpr GemmTapsTable<W, 1> kNarrow;
       const int32_t vecs = panel_vecs(p.co_stored, panel);
-      const int64_t stride_c = vecs * kWidth, matrix = Base::output_floats(rows, stride_c);
+      const bool full = vecs == kPanelVecs;
+      const int64_t stride_c = vecs * kWidth, matrix = Base::output_floats(rows, stride_c), tap = stride_c * 4;
       const char* b = pair_weights(p, args.weights, panel, phase);
       const RowBlocks blocks(rows);
       const int64_t lines = Base::lines_of(p);
+      char* const kept = (char*)c + Base::c_bytes(rows) - kKeptBytes;
       for (int64_t line = 0; line < lines; line += kTapLines, a += Base::part_bytes(p, rows)) {
-        const int64_t now = lines - line < kTapLines ? lines - line : kTapLines;
-        const char* ahead = b + now * 16 * 4 * stride_c * 4;  // the next chunk, a part of it for each position
-        for (int32_t q = 0; q < 9; ++q, ahead += now * 8 * align64(stride_c * 4))
-          for (int32_t block = 0; block < blocks.count; ++block) {
-            const int32_t start = blocks.start(block), size = blocks.size(block);
-            const GemmTaps product = vecs == kPanelVecs ? choose_gemm_taps<kPanelVecs>(size, q) : choose_gemm_taps<1>(size, q);
-            product(a + Scheme::position(phase, q) * Base::position_bytes(p, rows) + start * kTapLines * 64, b, now,
-                    c + q * matrix + start * stride_c, stride_c, line > 0, ahead);
+        const int64_t now = lines - line < kTapLines ? lines - line : kTapLines, part = now * 16 * 4 * tap;
+        const char* ahead = b + part;  // the next chunk, a part of it for each position until all is asked for
+        const char* const ahead_end = ahead + part;
+        for (int32_t i = 0; i < n; ++i)
+          for (int32_t step = 0; step < n; ++step) {
+            const int32_t j = step == 0 ? 0 : (step == 1 ? n - 1 : step - 1);  // those that keep come first
+            const int32_t q = i * n + j;
+            const int64_t side = j == 0 ? 0 : tap;
+            for (int32_t block = 0; block < blocks.count; ++block) {
+              const int32_t start = blocks.start(block), size = blocks.size(block);
+              TapSource source = TapSource::kKept;
+              const char *first = kept, *second = kept + tap;
+              int32_t point = j;
+              if (i == 0 || i == n - 1) {
+                source = TapSource::kTaps;
+                first = b + (i == 0 ? 0 : 2 * tap);
+                second = first + tap;
+              } else if (step < 2 && block == 0) {
+                source = TapSource::kTapsToKeep;
+                first = b + side;
+                second = first + 2 * tap;
+                point = i;
+              }
+              const GemmTaps product = (full ? kFull.of : kNarrow.of)[size - 1][point][(int)source];
+              product(a + Scheme::position(phase, q) * Base::position_bytes(p, rows) + start * kTapLines * 64, first, second,
+                      kept + side, now, c + q * matrix + start * stride_c, stride_c, line > 0, ahead,
+                      block == 0 ? ahead_end : ahead);
+            }
+            ahead += now * 4 * tap_lines<W>(vecs) * 64;
+            output_lines.ask();
           }
-        b += now * 16 * 4 * stride_c * 4;
+        b += part;
       }
     }
   };

@@ -1,0 +1,23 @@
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../kernels.h"
+
+namespace p2p::cpu::avx512 {
+namespace {
+#include "vec.h"
+
+#include "../body/gemm.inl"
+#include "../body/winograd.inl"
+#include "../body/convolution.inl"
+#include "../body/deconv4x4s2.inl"
+#include "../body/taps.inl"
+}  // namespace
+
+using Taps = TapsConvolution<DeconvWinograd<Winograd4Taps, PhaseTiles::kOwn>>;
+extern const Kernel kDeconvWinograd4Taps;
+const Kernel kDeconvWinograd4Taps = {
+    "avx512/deconv4x4s2_winograd4taps_f32", Op::kDeconv, Algorithm::kWinograd4Taps, DType::kF32,
+    Taps::geometry, Taps::pack, Taps::run};
+}  // namespace p2p::cpu::avx512
