@@ -100,15 +100,7 @@ inline void gather_shape(const Problem& p, const Source& source, int32_t channel
 
 template <class E, class W, class... Arguments>
 inline void gather(bool short_y, bool short_x, Arguments&&... arguments) {
-  if constexpr (W::kLeftOut < 0) {
-    gather_shape<E, W, W, W>(arguments...);
-  } else {
-    using S = typename W::Short;
-    if (short_y && short_x) gather_shape<E, W, S, S>(arguments...);
-    else if (short_y) gather_shape<E, W, S, W>(arguments...);
-    else if (short_x) gather_shape<E, W, W, S>(arguments...);
-    else gather_shape<E, W, W, W>(arguments...);
-  }
+  by_shape<W>(short_y, short_x, [&](auto y, auto x) { gather_shape<E, W, decltype(y), decltype(x)>(arguments...); });
 }
 
 // Where the outputs of a tile begin, and whether it is short.
@@ -399,15 +391,8 @@ struct Convolution {
     for (int32_t k = 0, r = rows / 2; k < rows; ++k, r = r + 1 < rows ? r + 1 : 0) {
       const Place at = Scheme::place(p, base + r, phase);
       const float* points = c + (int64_t)r * kVecs * kWidth;
-      if constexpr (W::kLeftOut < 0) {
-        emission.template tile<W, W>(points, at.y, at.x);
-      } else {
-        using S = typename W::Short;
-        if (at.short_y && at.short_x) emission.template tile<S, S>(points, at.y, at.x);
-        else if (at.short_y) emission.template tile<S, W>(points, at.y, at.x);
-        else if (at.short_x) emission.template tile<W, S>(points, at.y, at.x);
-        else emission.template tile<W, W>(points, at.y, at.x);
-      }
+      by_shape<W>(at.short_y, at.short_x,
+                  [&](auto y, auto x) { emission.template tile<decltype(y), decltype(x)>(points, at.y, at.x); });
     }
     if (args.stats)
       for (int v = 0; v < kVecs; ++v)

@@ -176,6 +176,19 @@ struct Winograd5 {
   };
 };
 
+// Calls f with a W or a W::Short for each axis.
+template <class W, class F> inline void by_shape(bool short_y, bool short_x, F&& f) {
+  if constexpr (W::kLeftOut < 0) {
+    f(W{}, W{});
+  } else {
+    using S = typename W::Short;
+    if (short_y && short_x) f(S{}, S{});
+    else if (short_y) f(S{}, W{});
+    else if (short_x) f(W{}, S{});
+    else f(W{}, W{});
+  }
+}
+
 // The tiles of one axis. Where W has a Short, as many of the last tiles are short as make them fit the windows: 33 windows
 // are five tiles of 5 and two of 4.
 template <class W> struct Axis {
