@@ -144,6 +144,8 @@ struct Inside {
 // transform multiplies. Adding C once per 256 steps costs less than 1 %.
 constexpr int64_t kSumChunks = 16;
 
+constexpr int64_t kOwnC = 160 << 10;  // bytes of C
+
 // kPartLog2 cuts A along k (RowPlace). kBeside: bytes behind C that the product wants for itself.
 template <class E, class Scheme, int32_t kPartLog2 = kWholeK, int64_t kBeside = 0>
 struct Convolution {
@@ -161,8 +163,11 @@ struct Convolution {
   static int64_t c_bytes(int64_t rows) { return align64(kOutputs * output_floats(rows, kPanel) * 4) + kBeside; }
   static int64_t output_floats(int64_t rows, int64_t panel) { return rows * panel + 16; }
   static int64_t product_bytes(const Problem& p, int32_t vecs) { return k_of(p) * vecs * kWidth * E::kBytes; }
+  // Rows that an item multiplies. In two phases: a part of them all, so that C waits for its transform in the core's own cache.
   static int32_t block_rows(const Problem& p, int32_t rows) {
-    return p.tile_block == 0 || p.tile_block > rows ? rows : p.tile_block;
+    if (p.tile_block > 0) return p.tile_block < rows ? p.tile_block : rows;
+    const int64_t parts = (c_bytes(rows) + kOwnC - 1) / kOwnC;
+    return (int32_t)((rows + parts - 1) / parts);
   }
 
   static void geometry(const Problem& p, Geometry* g) {
@@ -182,13 +187,13 @@ struct Convolution {
     g->block_rows = RowBlocks(block).size(0);
     g->phases = two_phases ? 2 : 1;
     g->items[0] = two_phases ? rows : blocks;
-    g->items[1] = two_phases ? panels * Scheme::kPhases : 0;
+    g->items[1] = two_phases ? panels * Scheme::kPhases * blocks : 0;
     g->stat_blocks = blocks * Scheme::kPhases;
     g->pack_items = panels * Scheme::kPhases;
     g->weight_bytes = (int64_t)Scheme::kPhases * Scheme::kProducts * k_of(p) * p.co_stored * E::kBytes;
     g->read_bytes = (int64_t)live * k_of(p) * p.co_stored * E::kBytes;
-    g->shared_bytes = two_phases ? a_bytes(p, block) : 0;
-    g->shared_read_bytes = g->shared_bytes / Scheme::kPositions * Scheme::kProducts * g->items[1];
+    g->shared_bytes = two_phases ? a_bytes(p, block) * blocks : 0;
+    g->shared_read_bytes = g->shared_bytes / Scheme::kPositions * Scheme::kProducts * panels * Scheme::kPhases;
     g->transform_bytes = (a_bytes(p, block) + c_bytes(block) * panels * Scheme::kPhases) * blocks;
     g->scratch_bytes = c_bytes(block) + (two_phases ? 0 : a_bytes(p, block));
     g->macs = live_rows * k_of(p) * p.co_stored;
@@ -406,15 +411,17 @@ struct Convolution {
 
   template <class P>
   static void run_with(const Problem& p, const Args& args, int32_t phase, int32_t item, void* scratch) {
-    const int32_t rows = Scheme::rows(p);
+    const int32_t rows = Scheme::rows(p), block = block_rows(p, rows), blocks = (rows + block - 1) / block;
+    const auto held_from = [&](int32_t base) { return rows - base < block ? rows - base : block; };
     if (p.tile_block == 0 && phase == 0) {
-      gather_rows(p, args, (char*)args.shared, 0, rows, item, 1);
+      const int32_t part = item / block;
+      gather_rows(p, args, (char*)args.shared + part * a_bytes(p, block), part * block, held_from(part * block), item, 1);
     } else if (p.tile_block == 0) {
-      const int32_t panel = item / Scheme::kPhases, out_phase = item % Scheme::kPhases;
-      multiply<P>(p, args, (const char*)args.shared, (float*)scratch, 0, rows, panel, out_phase, out_phase);
+      const int32_t part = item % blocks, panel = item / blocks / Scheme::kPhases, out_phase = item / blocks % Scheme::kPhases;
+      multiply<P>(p, args, (const char*)args.shared + part * a_bytes(p, block), (float*)scratch, part * block,
+                  held_from(part * block), panel, out_phase, part * Scheme::kPhases + out_phase);
     } else {
-      const int32_t block = block_rows(p, rows), base = item * block;
-      const int32_t held = rows - base < block ? rows - base : block;
+      const int32_t base = item * block, held = held_from(base);
       float* c = (float*)scratch;
       char* a = (char*)scratch + c_bytes(block);
       gather_rows(p, args, a, base, held, base, held);
