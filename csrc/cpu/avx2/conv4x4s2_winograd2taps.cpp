@@ -15,7 +15,7 @@ namespace {
 #include "../body/taps.inl"
 }  // namespace
 
-using Taps = TapsConvolution<ConvWinograd<Winograd2>>;
+using Taps = TapsConvolution<ConvWinograd<Winograd2Taps>>;
 extern const Kernel kConvWinograd2Taps;
 const Kernel kConvWinograd2Taps = {"avx2/conv4x4s2_winograd2taps_f32", Op::kConv, Algorithm::kWinograd2Taps, DType::kF32,
                                  Taps::geometry, Taps::pack, Taps::run};

@@ -15,7 +15,7 @@ namespace {
 #include "../body/taps.inl"
 }  // namespace
 
-using Taps = TapsConvolution<DeconvWinograd<Winograd2, PhaseTiles::kOwn>>;
+using Taps = TapsConvolution<DeconvWinograd<Winograd2Taps, PhaseTiles::kOwn>>;
 extern const Kernel kDeconvWinograd2Taps;
 const Kernel kDeconvWinograd2Taps = {"avx2/deconv4x4s2_winograd2taps_f32", Op::kDeconv, Algorithm::kWinograd2Taps, DType::kF32,
                                  Taps::geometry, Taps::pack, Taps::run};

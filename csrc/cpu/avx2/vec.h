@@ -36,4 +36,7 @@ struct F32 {
   static inline Vec load_words(const char* p) { return _mm256_load_ps((const float*)p); }
   static inline Vec broadcast_word(const char* p) { return _mm256_broadcast_ss((const float*)p); }
   static inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  // sum += a * b in sum's own register. With the intrinsic, GCC 12 now and then goes on in a factor's register, and where few
+  // are free it moves and spills the sums of taps.inl.
+  static inline void multiply_into(Vec& sum, Vec a, Vec b) { __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b)); }
 };

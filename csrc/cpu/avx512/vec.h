@@ -36,4 +36,5 @@ struct F32 {
   static inline Vec load_words(const char* p) { return _mm512_load_ps((const float*)p); }
   static inline Vec broadcast_word(const char* p) { return _mm512_set1_ps(*(const float*)p); }
   static inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static inline void multiply_into(Vec& sum, Vec a, Vec b) { sum = _mm512_fmadd_ps(a, b, sum); }
 };

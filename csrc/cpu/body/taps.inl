@@ -4,8 +4,8 @@
 // For layers that few tiles use, reading transformed matrices from memory costs more than the arithmetic. Weights:
 // [panel][phase][k][tap ty, tx][panel]. k advances in chunks that stay near the core while all positions read them
 // (docs/decisions/023, 025). In each axis a weight is W::combine of two taps, one or two additions. Of the positions (i, j) of
-// a row i of the transform the first and the last combine rows of taps, (0, tx) with (1, tx), and keep what they form;
-// those between combine what was kept: no position combines more than two vectors, and no pass is spent on it.
+// a row i of the transform the first two, points 0 and infinity, combine rows of taps, (0, tx) with (1, tx), and keep what they
+// form; the others combine what was kept: no position combines more than two vectors, and no pass is spent on it.
 
 constexpr int64_t kTapLines = 1 << kTapLinesLog2;  // lines of A in a chunk (vec.h); A is cut into the same parts
 constexpr int64_t kKeptBytes = kTapLines * 16 * 2 * kPanel * 4;
@@ -54,7 +54,7 @@ void gemm_taps(const char* a, const char* first, const char* second, char* keep,
         for (int r = 0; r < kRows; ++r) {
           const Vec x = F32::broadcast_word(a + r * 64 + k * 4);
 #pragma GCC unroll 4
-          for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(x, weights[v], acc[r][v]);
+          for (int v = 0; v < kVecs; ++v) F32::multiply_into(acc[r][v], x, weights[v]);
         }
       }
       first += 4 * kStep;
@@ -89,8 +89,8 @@ struct GemmTapsTable {
         gemm_taps<W, kRows, kVecs, kPoint, TapSource::kTaps>;
     of[kRows - 1][kPoint][(int)TapSource::kKept] =
         gemm_taps<W, kRows, kVecs, kPoint, TapSource::kKept>;
-    // The first and the last row of positions combine no rows of taps.
-    if constexpr (kPoint > 0 && kPoint < W::kPoints - 1)
+    // The rows of the points 0 and infinity combine no rows of taps.
+    if constexpr (kPoint > 1)
       of[kRows - 1][kPoint][(int)TapSource::kTapsToKeep] =
           gemm_taps<W, kRows, kVecs, kPoint, TapSource::kTapsToKeep>;
     if constexpr (kPoint < W::kPoints - 1) points<kRows, kPoint + 1>();
@@ -150,28 +150,26 @@ struct TapsConvolution : Convolution<F32, Scheme, kTapLinesLog2, kKeptBytes> {
         const char* ahead = b + part;  // the next chunk, a part of it for each position until all is asked for
         const char* const ahead_end = ahead + part;
         for (int32_t i = 0; i < n; ++i)
-          for (int32_t step = 0; step < n; ++step) {
-            const int32_t j = step == 0 ? 0 : (step == 1 ? n - 1 : step - 1);  // those that keep come first
+          for (int32_t j = 0; j < n; ++j) {  // those that keep come first
             const int32_t q = i * n + j;
-            const int64_t side = j == 0 ? 0 : tap;
             for (int32_t block = 0; block < blocks.count; ++block) {
               const int32_t start = blocks.start(block), size = blocks.size(block);
               TapSource source = TapSource::kKept;
               const char *first = kept, *second = kept + tap;
               int32_t point = j;
-              if (i == 0 || i == n - 1) {
+              if (i < 2) {
                 source = TapSource::kTaps;
-                first = b + (i == 0 ? 0 : 2 * tap);
+                first = b + i * 2 * tap;
                 second = first + tap;
-              } else if (step < 2 && block == 0) {
+              } else if (j < 2 && block == 0) {
                 source = TapSource::kTapsToKeep;
-                first = b + side;
+                first = b + j * tap;
                 second = first + 2 * tap;
                 point = i;
               }
               const GemmTaps product = (full ? kFull.of : kNarrow.of)[size - 1][point][(int)source];
               product(a + Scheme::position(phase, q) * Base::position_bytes(p, rows) + start * kTapLines * 64, first, second,
-                      kept + side, now, c + q * matrix + start * stride_c, stride_c, line > 0, ahead,
+                      kept + j * tap, now, c + q * matrix + start * stride_c, stride_c, line > 0, ahead,
                       block == 0 ? ahead_end : ahead);
             }
             ahead += now * 4 * tap_lines<W>(vecs) * 64;

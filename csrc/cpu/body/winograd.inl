@@ -24,27 +24,25 @@ template <int kSide> struct Window : OneShape {
 };
 using Identity = Window<1>;
 
-// Points 0, 1, infinity: neither transform multiplies.
-struct Winograd2 : OneShape {
+// For weights that are formed from plain taps on the way (taps.inl): points 0, infinity, 1. The two that take a tap as it is
+// come first. Neither transform multiplies.
+struct Winograd2Taps : OneShape {
   static constexpr int kTile = 2, kPoints = 3;
   // In place.
   static inline void input(Vec* d) {
-    d[0] = sub(d[0], d[1]);
-    d[2] = sub(d[2], d[1]);
+    const Vec d0 = d[0], d1 = d[1], d2 = d[2];
+    d[0] = sub(d0, d1);
+    d[1] = sub(d2, d1);
+    d[2] = d1;
   }
   static inline void output(const Vec* m, Vec* y) {
-    y[0] = add(m[0], m[1]);
-    y[1] = add(m[1], m[2]);
-  }
-  static inline void weights(const double g[2], double u[3]) {
-    u[0] = g[0];
-    u[1] = g[0] + g[1];
-    u[2] = g[1];
+    y[0] = add(m[0], m[2]);
+    y[1] = add(m[2], m[1]);
   }
   template <int kPoint> static inline Vec combine(Vec g0, Vec g1) {
     if constexpr (kPoint == 0) return g0;
-    else if constexpr (kPoint == 1) return add(g0, g1);
-    else return g1;
+    else if constexpr (kPoint == 1) return g1;
+    else return add(g0, g1);
   }
 };
 
@@ -101,21 +99,28 @@ struct Winograd4 : OneShape {
   }
 };
 
-// The same with the ninths in the input transform, for weights that are formed from plain taps on the way (taps.inl).
-struct Winograd4Taps : Winograd4 {
+// The same for weights that are formed from plain taps on the way: points 0, infinity, 1, -1/2, -2, and the ninths in the
+// input transform.
+struct Winograd4Taps : OneShape {
+  static constexpr int kTile = Winograd4::kTile, kPoints = Winograd4::kPoints;
   static inline void input(Vec* d) {
     Winograd4::input(d);
-    d[1] = mul(d[1], broadcast(2.0f / 9.0f));
-    d[2] = mul(d[2], broadcast(4.0f / 9.0f));
-    d[3] = mul(d[3], broadcast(-1.0f / 9.0f));
+    const Vec d1 = d[1], d2 = d[2], d3 = d[3];
+    d[1] = d[4];
+    d[2] = mul(d1, broadcast(2.0f / 9.0f));
+    d[3] = mul(d2, broadcast(4.0f / 9.0f));
+    d[4] = mul(d3, broadcast(-1.0f / 9.0f));
   }
-  static void weights(const double g[2], double u[5]) = delete;  // they would hold the ninths a second time
+  static inline void output(const Vec* m, Vec* y) {
+    const Vec ordered[kPoints] = {m[0], m[2], m[3], m[4], m[1]};
+    Winograd4::output(ordered, y);
+  }
   template <int kPoint> static inline Vec combine(Vec g0, Vec g1) {
     if constexpr (kPoint == 0) return g0;
-    else if constexpr (kPoint == 1) return add(g0, g1);
-    else if constexpr (kPoint == 2) return add(g0, sub(g0, g1));
-    else if constexpr (kPoint == 3) return sub(sub(g0, g1), g1);
-    else return g1;
+    else if constexpr (kPoint == 1) return g1;
+    else if constexpr (kPoint == 2) return add(g0, g1);
+    else if constexpr (kPoint == 3) return sub(add(g0, g0), g1);
+    else return sub(g0, add(g1, g1));
   }
 };
 
