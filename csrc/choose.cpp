@@ -54,7 +54,7 @@ const Kernel& choose_kernel(Isa isa, Op op, DType dtype, const Problem& problem)
   for (const Kernel* kernel : kernels_for(isa)) {
     if (kernel->op != op || kernel->dtype != dtype) continue;
     if (find_kernel(isa, op, kernel->algorithm, dtype) != kernel) continue;  // a better room has this one too
-    if (op == Op::kConvFirst || op == Op::kDeconvLast) return *kernel;       // one algorithm
+    if (op == Op::kConvFirst || op == Op::kDeconvLast) return *kernel;       // the room's best
     Problem scheduled = problem;
     scheduled.tile_block = choose_tile_block(*kernel, problem);
     const double seconds = estimate(*kernel, scheduled, balance_of(room_of(*kernel), dtype));

@@ -80,6 +80,7 @@ WINOGRAD3 = Filter(
 )
 FILTERS = {
     "winograd3": WINOGRAD3,
+    "lastwinograd3": WINOGRAD3,
     "winograd2taps": Filter(
         bt=np.array([[1, -1, 0], [0, 1, 0], [0, -1, 1.0]]),
         g=np.array([[1, 0], [1, 1], [0, 1.0]]),
@@ -307,7 +308,7 @@ def largest_intermediate(case: Case) -> float:
     sums = abs(v) @ abs(u)  # (phases, n, n, tiles, co)
     products = v @ u
     outputs = np.einsum("ia,pabtn,jb->ptijn", abs(filter.at), abs(products), abs(filter.at))
-    largest = filter.out_units * (float(outputs.max()) + bias)
+    largest = filter.out_units * (float(outputs.max()) + bias + algorithm.startswith("last"))
     return fine * max(filter.sum_units * float(sums.max()), largest)
 
 
@@ -353,7 +354,7 @@ def random_case(kernel: str, index: int, seed: int = 0) -> Case:
     channel tail 1..33 on both sides."""
     rng = np.random.default_rng([seed, index, zlib.crc32(kernel.encode())])
     op, algorithm, dtype = parts(kernel)
-    first, last = algorithm == "first", algorithm == "last"
+    first, last = algorithm == "first", algorithm.startswith("last")
     ci, co, skip = 1 + index * 5 % 33, 1 + index % 33, 0
     h, w = (1 if rng.random() < 0.2 else int(rng.integers(1, 15)) for _ in range(2))
     four = algorithm.startswith("winograd4")
@@ -371,7 +372,7 @@ def random_case(kernel: str, index: int, seed: int = 0) -> Case:
         h, w = 2 * h, 2 * w
     elif rng.random() < 0.5:
         skip = 1 + index * 7 % 33
-    source, most, tap = RANGES[("direct" if first or last else algorithm, dtype)]
+    source, most, tap = RANGES[("direct" if algorithm in ("first", "last") else algorithm.removeprefix("last"), dtype)]
     tile_block = [-1, 0, int(rng.integers(1, 40))][index % 3]
     slope = 1.0 if first else [0.0, 1.0, 0.25][int(rng.integers(3))]
     shape = (co, ci + skip, 4, 4) if op == "conv4x4s2" else (ci + skip, co, 4, 4)

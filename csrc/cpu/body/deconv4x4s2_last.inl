@@ -25,6 +25,14 @@ inline Vec tanh(Vec x) {
   return sub(broadcast(1.0f), div(broadcast(2.0f), add(e, broadcast(1.0f))));
 }
 
+// A row of the picture: sums, which tanh turns into pixels in place (up to a vector past the row's end).
+inline void finish_row(const Problem& p, const Args& args, int32_t y, float* row) {
+  const int64_t count = (int64_t)p.wo * p.co;
+  if (args.tanh)
+    for (int64_t i = 0; i < count; i += kWidth) store(row + i, tanh(load(row + i)));
+  args.picture.store_row(args.picture.context, y, row);
+}
+
 // The product with packed panels of body/gemm.inl: how the last layer's weights lie, and one row of pixels times all columns.
 template <class E>
 struct LastByPanels {
@@ -131,11 +139,7 @@ struct DeconvLast {
         store(row + (int64_t)j * pair + i, add(add(a, b), load(bias + i)));
       }
     }
-    float* first = row + co;  // the first window's left column is outside the picture
-    const int64_t count = (int64_t)p.wo * co;
-    if (args.tanh)
-      for (int64_t i = 0; i < count; i += kWidth) store(first + i, tanh(load(first + i)));
-    args.picture.store_row(args.picture.context, y, first);
+    finish_row(p, args, y, row + co);  // the first window's left column is outside the picture
   }
 
   static void run(const Problem& p, const Args& args, int32_t, int32_t item, void* scratch) {
