@@ -61,7 +61,8 @@ inline void gather_shape(const Problem& p, const Source& source, int32_t channel
           for (int i = 0; i < high; ++i) {
             d[i] = activated<E>(source.data, row_offset[i] + column, scale, shift, slope);
             // As many streams as pixels: more than the hardware follows.
-            if (u == 0) __builtin_prefetch((const char*)source.data + (row_offset[i] + column) * E::kBytes + kGatherAhead);
+            if (u == 0)
+              __builtin_prefetch((const char*)source.data + (row_offset[i] + column + W::kTile * column_offset) * E::kBytes);
           }
         } else {
 #pragma GCC unroll 6
