@@ -637,7 +637,7 @@ def _side_by_side(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
 @click.option("--audio", type=click.Choice(["copy", "drop"]), default="copy", show_default=True)
 @click.option("--codec", type=click.Choice(["h264", "hevc"]), default="h264", show_default=True)
 @click.option("--quality", type=int, default=20, show_default=True, help="Constant rate factor.")
-@click.option("--preset", default="superfast", show_default=True, help="Of the encoder.")
+@click.option("--preset", default="quick", show_default=True, help="Of the encoder, or quick.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @_engine_options
 def video(

@@ -150,7 +150,7 @@ def live(
         images.refuse_url("record", os.fsdecode(record))
         target = Path(os.fsdecode(record))
         check_target(target, overwrite)
-        recorder = _Recorder(target, (ENCODERS[codec], quality, "superfast"))
+        recorder = _Recorder(target, (ENCODERS[codec], quality, "quick"))
     pyav()
     report = LiveReport() if report is None else report
     run = _Run(engine, source, mirror, recorder, report, stop or threading.Event(), show, notice)

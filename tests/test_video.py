@@ -216,7 +216,7 @@ def test_each_complaint_names_the_file_and_what_was_expected(engine: Engine, tmp
     assert "such as out.mp4" in told("in.mp4", "out")
     assert "make it first" in told("in.mp4", "nowhere/o.mp4")
     assert "it is 0.80 s long" in told("in.mp4", "o.mp4", start=300)
-    assert "preset: expected one of ultrafast" in told("in.mp4", "o.mp4", preset="nonsense")
+    assert "preset: expected one of quick, ultrafast" in told("in.mp4", "o.mp4", preset="nonsense")
     assert "start: expected 0 to" in told("in.mp4", "o.mp4", start=-1)
     assert "end: expected more than start (3 s), got 2 s" in told("in.mp4", "o.mp4", start=3, end=2)
     if Path("/proc").is_dir():  # a folder that looks writable to an administrator and is not
