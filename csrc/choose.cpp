@@ -30,12 +30,17 @@ MachineBalance balance_of(Isa isa, DType dtype) {
 
 double estimate(const Kernel& kernel, const Problem& problem, const MachineBalance& balance) {
   // Rows' worth of arithmetic that a block spends on forming its weights: F(2,2) or F(4,2) chosen as timed (d3 to d5, e4 to e6).
-  constexpr double kTapSums = 2;
+  constexpr double kTapSums = 2, kColumnSums = 0.5;
+  constexpr double kColumnChunks = 0.05;  // C is added to after every 128 channels; chosen as timed (d5, e4, not d6, e3)
   constexpr double kNotHidden = 0.4, kNotHiddenCached = 0.1;  // of the shorter of arithmetic and memory, shared cache
   Geometry g{};
   kernel.geometry(problem, &g);
   const bool taps = kernel.algorithm == Algorithm::kWinograd2Taps || kernel.algorithm == Algorithm::kWinograd4Taps;
-  const double sums = taps ? 1 + kTapSums / g.block_rows : 1;
+  const bool columns = kernel.algorithm == Algorithm::kWinograd4Columns;
+  const int32_t item_rows = problem.tile_block > 0 ? problem.tile_block : g.rows;
+  const double sums = taps      ? 1 + kTapSums / g.block_rows
+                      : columns ? 1 + kColumnChunks + kColumnSums / item_rows
+                                : 1;
   const double arithmetic = sums * 2.0 * (double)g.macs / balance.flops;
   // Once from memory; in one phase every block of rows reads them again: from memory, or well hidden from the shared cache.
   const double reread = (double)g.read_bytes * (g.phases == 1 ? g.items[0] - 1 : 0);

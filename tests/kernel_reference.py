@@ -159,7 +159,9 @@ SHORT5 = replace(
     g=np.delete(FILTERS["winograd5"].g, 4, axis=0),
     at=np.delete(FILTERS["winograd5"].at[:4], 4, axis=1) + np.eye(4, 5, 1) * [0, 0, 0, 0, 1],
 )
-OWN_TILES = ("winograd2taps", "winograd4", "winograd4taps")  # of every phase of a transposed convolution
+FILTERS["winograd4columns"] = FILTERS["winograd4taps"]  # the same transforms, half of the weights' at load
+# Those whose transposed convolution has tiles of its own for every phase.
+OWN_TILES = ("winograd2taps", "winograd4", "winograd4taps", "winograd4columns")
 NEAR = 0.25  # of a whole number, where a kernel cannot be exact
 
 
@@ -339,6 +341,7 @@ RANGES = {
     ("winograd3", "bf16"): (5, 5, 15),
     ("winograd4", "f32"): (1, 1, 1),
     ("winograd4taps", "f32"): (1, 1, 2),
+    ("winograd4columns", "f32"): (1, 1, 2),
     ("winograd5", "f32"): (1, 2, 5),
 }
 
@@ -346,7 +349,7 @@ RANGES = {
 def ninths(algorithm: str) -> tuple[np.float32, np.float32]:
     """What taps and what sources must be multiples of to be divisible by 9 in both axes."""
     taps = 81 if algorithm == "winograd4" else 1
-    return np.float32(taps), np.float32(81 if algorithm == "winograd4taps" else 1)
+    return np.float32(taps), np.float32(81 if algorithm in ("winograd4taps", "winograd4columns") else 1)
 
 
 def random_case(kernel: str, index: int, seed: int = 0) -> Case:

@@ -18,7 +18,9 @@ namespace p2p::cpu {
 
 enum class Op : uint8_t { kConvFirst, kConv, kDeconv, kDeconvLast };
 // ...Taps: the weights stay plain taps in memory (body/taps.inl).
-enum class Algorithm : uint8_t { kDirect, kWinograd3, kWinograd2Taps, kWinograd4, kWinograd4Taps, kWinograd5 };
+enum class Algorithm : uint8_t {
+  kDirect, kWinograd3, kWinograd2Taps, kWinograd4, kWinograd4Taps, kWinograd4Columns, kWinograd5
+};
 enum class DType : uint8_t { kF32, kBF16 };
 
 // One 4x4, stride 2, padding 1 convolution (ho = hi / 2) or transposed convolution (ho = 2 * hi) at one size.

@@ -3,14 +3,15 @@
 
 namespace p2p::cpu::avx2 {
 extern const Kernel kConvFirst, kConvDirect, kConvWinograd3, kConvWinograd2Taps, kConvWinograd4, kConvWinograd4Taps,
-    kDeconvDirect, kDeconvWinograd3, kDeconvWinograd2Taps, kDeconvWinograd4, kDeconvWinograd4Taps, kDeconvWinograd5,
-    kDeconvLastWinograd3, kDeconvLast;
+    kConvWinograd4Columns, kDeconvDirect, kDeconvWinograd3, kDeconvWinograd2Taps, kDeconvWinograd4, kDeconvWinograd4Taps,
+    kDeconvWinograd4Columns, kDeconvWinograd5, kDeconvLastWinograd3, kDeconvLast;
 
 namespace {
 const Kernel* const kKernels[] = {
-    &kConvFirst,       &kConvWinograd3,       &kConvWinograd2Taps, &kConvWinograd4,       &kConvWinograd4Taps,
-    &kConvDirect,      &kDeconvWinograd3,     &kDeconvWinograd2Taps, &kDeconvWinograd4,   &kDeconvWinograd4Taps,
-    &kDeconvWinograd5, &kDeconvDirect,        &kDeconvLastWinograd3, &kDeconvLast};
+    &kConvFirst,       &kConvWinograd3,       &kConvWinograd2Taps,      &kConvWinograd4,       &kConvWinograd4Taps,
+    &kConvWinograd4Columns, &kConvDirect,     &kDeconvWinograd3,        &kDeconvWinograd2Taps, &kDeconvWinograd4,
+    &kDeconvWinograd4Taps,  &kDeconvWinograd4Columns, &kDeconvWinograd5, &kDeconvDirect,       &kDeconvLastWinograd3,
+    &kDeconvLast};
 }
 
 extern const KernelTable kTable;

@@ -10,12 +10,18 @@
 constexpr int64_t kTapLines = 1 << kTapLinesLog2;  // lines of A in a chunk (vec.h); A is cut into the same parts
 constexpr int64_t kKeptBytes = kTapLines * 16 * 2 * kPanel * 4;
 
+enum class Packed { kTaps, kColumns };  // what lies in memory: here, or in columns.inl
+
 // Where a position finds the two vectors that it combines, and what becomes of the result.
 enum class TapSource {
-  kTaps,      // among the packed taps
-  kKept,      // among what two positions before it have kept
-  kTapsToKeep // among the packed taps; the result is kept
+  kTaps,        // among the packed taps
+  kTapsToKeep,  // the same; the result is kept
+  kKept,        // among what two positions before it have kept, side by side
+  kKeptToForm,  // the same; the result is left for the position's other blocks of rows (columns.inl)
+  kFormed,      // none: the weights are there
 };
+constexpr int kTapSources = 5;
+constexpr bool from_taps(TapSource source) { return source == TapSource::kTaps || source == TapSource::kTapsToKeep; }
 
 // Lines of later taps that a position asks for in four steps: all positions together, four taps of four channels.
 template <class W> constexpr int tap_lines(int vecs) {
@@ -27,7 +33,8 @@ template <class W, int kRows, int kVecs, int kPoint, TapSource kSource>
 void gemm_taps(const char* a, const char* first, const char* second, char* keep, int64_t chunks, float* c, int64_t stride_c,
                bool accumulate, const char* ahead, const char* ahead_end) {
   constexpr int kStride = kVecs * kWidth * 4;  // bytes of a tap
-  constexpr int kStep = (kSource == TapSource::kKept ? 2 : 4) * kStride;
+  constexpr int kStep = (from_taps(kSource) ? 4 : kSource == TapSource::kFormed ? 1 : 2) * kStride;
+  constexpr int kKeepStep = (kSource == TapSource::kKeptToForm ? 1 : 2) * kStride;
   constexpr int kAsk = tap_lines<W>(kVecs);
   Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
@@ -48,7 +55,8 @@ void gemm_taps(const char* a, const char* first, const char* second, char* keep,
         for (int v = 0; v < kVecs; ++v) {
           weights[v] = W::template combine<kPoint>(F32::load_words(first + k * kStep + v * kWidth * 4),
                                                    F32::load_words(second + k * kStep + v * kWidth * 4));
-          if constexpr (kSource == TapSource::kTapsToKeep) store((float*)(keep + k * 2 * kStride) + v * kWidth, weights[v]);
+          if constexpr (kSource == TapSource::kTapsToKeep || kSource == TapSource::kKeptToForm)
+            store((float*)(keep + k * kKeepStep) + v * kWidth, weights[v]);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
@@ -59,7 +67,7 @@ void gemm_taps(const char* a, const char* first, const char* second, char* keep,
       }
       first += 4 * kStep;
       second += 4 * kStep;
-      keep += 8 * kStride;
+      keep += 4 * kKeepStep;
     }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -73,10 +81,10 @@ void gemm_taps(const char* a, const char* first, const char* second, char* keep,
 using GemmTaps = void (*)(const char* a, const char* first, const char* second, char* keep, int64_t chunks, float* c,
                           int64_t stride_c, bool accumulate, const char* ahead, const char* ahead_end);
 
-// [rows - 1][point][source]
-template <class W, int kVecs>
+// [rows - 1][point][source]: those that `kPacked` needs.
+template <class W, int kVecs, Packed kPacked>
 struct GemmTapsTable {
-  GemmTaps of[kRowsMax][W::kPoints][3];
+  GemmTaps of[kRowsMax][W::kPoints][kTapSources];
   constexpr GemmTapsTable() : of() { rows<kRowsMax>(); }
 
  private:
@@ -84,15 +92,19 @@ struct GemmTapsTable {
     points<kRows, 0>();
     if constexpr (kRows > 1) rows<kRows - 1>();
   }
+  template <int kRows, int kPoint, TapSource kSource> constexpr void add() {
+    of[kRows - 1][kPoint][(int)kSource] = gemm_taps<W, kRows, kVecs, kPoint, kSource>;
+  }
   template <int kRows, int kPoint> constexpr void points() {
-    of[kRows - 1][kPoint][(int)TapSource::kTaps] =
-        gemm_taps<W, kRows, kVecs, kPoint, TapSource::kTaps>;
-    of[kRows - 1][kPoint][(int)TapSource::kKept] =
-        gemm_taps<W, kRows, kVecs, kPoint, TapSource::kKept>;
-    // The rows of the points 0 and infinity combine no rows of taps.
-    if constexpr (kPoint > 1)
-      of[kRows - 1][kPoint][(int)TapSource::kTapsToKeep] =
-          gemm_taps<W, kRows, kVecs, kPoint, TapSource::kTapsToKeep>;
+    add<kRows, kPoint, TapSource::kKept>();
+    if constexpr (kPacked == Packed::kTaps) {
+      add<kRows, kPoint, TapSource::kTaps>();
+      // The rows of the points 0 and infinity combine no rows of taps.
+      if constexpr (kPoint > 1) add<kRows, kPoint, TapSource::kTapsToKeep>();
+    } else {
+      if constexpr (kPoint > 1) add<kRows, kPoint, TapSource::kKeptToForm>();
+      if constexpr (kPoint == 0) add<kRows, kPoint, TapSource::kFormed>();
+    }
     if constexpr (kPoint < W::kPoints - 1) points<kRows, kPoint + 1>();
   }
 };
@@ -136,8 +148,8 @@ struct TapsConvolution : Convolution<F32, Scheme, kTapLinesLog2, kKeptBytes> {
                      int32_t phase, typename Base::OutputLines& output_lines) {
       static_assert(W::kLeftOut < 0, "all positions have the same rows");
       constexpr int n = W::kPoints;
-      static constexpr GemmTapsTable<W, kPanelVecs> kFull;
-      static constexpr GemmTapsTable<W, 1> kNarrow;
+      static constexpr GemmTapsTable<W, kPanelVecs, Packed::kTaps> kFull;
+      static constexpr GemmTapsTable<W, 1, Packed::kTaps> kNarrow;
       const int32_t vecs = panel_vecs(p.co_stored, panel);
       const bool full = vecs == kPanelVecs;
       const int64_t stride_c = vecs * kWidth, matrix = Base::output_floats(rows, stride_c), tap = stride_c * 4;

@@ -115,6 +115,7 @@ struct Winograd4Taps : OneShape {
     const Vec ordered[kPoints] = {m[0], m[2], m[3], m[4], m[1]};
     Winograd4::output(ordered, y);
   }
+  static constexpr double kColumn[kPoints][2] = {{1, 0}, {0, 1}, {1, 1}, {2, -1}, {1, -2}};  // as combine
   template <int kPoint> static inline Vec combine(Vec g0, Vec g1) {
     if constexpr (kPoint == 0) return g0;
     else if constexpr (kPoint == 1) return g1;
