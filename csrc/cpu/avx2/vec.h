@@ -6,6 +6,7 @@ constexpr int kWidth = 8;
 constexpr int kRowsMax = 6;
 constexpr int kPanelVecs = 2;
 constexpr int kTileUnroll = 1;  // a transform's tile does not fit 16 registers: rows and columns one by one, little code
+constexpr int64_t kOwnC = 160 << 10;  // of C; a third of a Zen 3's own cache
 constexpr int kTapLinesLog2 = 2;  // 64 channels x 4 taps x 64 bytes = 16 KB, and 8 KB kept: three quarters of L1
 
 inline Vec zero() { return _mm256_setzero_ps(); }

@@ -6,6 +6,7 @@ constexpr int kWidth = 16;
 constexpr int kRowsMax = 12;
 constexpr int kTapLinesLog2 = 4;  // 256 channels x 4 taps x 128 bytes = 128 KB (and 64 KB kept) of L2, a line a cycle
 constexpr int kPanelVecs = 2;
+constexpr int64_t kOwnC = int64_t{1} << 40;  // of C: all rows at once; parts were not timed with 1 or 2 MB of own cache
 constexpr int kTileUnroll = 6;  // most of a transform's tile stays in the 32 registers
 
 inline Vec zero() { return _mm512_setzero_ps(); }

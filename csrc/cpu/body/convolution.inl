@@ -145,8 +145,6 @@ struct Inside {
 // transform multiplies. Adding C once per 256 steps costs less than 1 %.
 constexpr int64_t kSumChunks = 16;
 
-constexpr int64_t kOwnC = 160 << 10;  // bytes of C
-
 // kPartLog2 cuts A along k (RowPlace). kBeside: bytes behind C that the product wants for itself.
 template <class E, class Scheme, int32_t kPartLog2 = kWholeK, int64_t kBeside = 0>
 struct Convolution {
@@ -164,7 +162,8 @@ struct Convolution {
   static int64_t c_bytes(int64_t rows) { return align64(kOutputs * output_floats(rows, kPanel) * 4) + kBeside; }
   static int64_t output_floats(int64_t rows, int64_t panel) { return rows * panel + 16; }
   static int64_t product_bytes(const Problem& p, int32_t vecs) { return k_of(p) * vecs * kWidth * E::kBytes; }
-  // Rows that an item multiplies. In two phases: a part of them all, so that C waits for its transform in the core's own cache.
+  // Rows that an item multiplies. In two phases: a part of them all, so that C (of at most kOwnC bytes, vec.h) waits for its
+  // transform in the core's own cache and no thread waits for another's long last item.
   static int32_t block_rows(const Problem& p, int32_t rows) {
     if (p.tile_block > 0) return p.tile_block < rows ? p.tile_block : rows;
     const int64_t parts = (c_bytes(rows) + kOwnC - 1) / kOwnC;
