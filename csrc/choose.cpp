@@ -29,26 +29,28 @@ MachineBalance balance_of(Isa isa, DType dtype) {
 }
 
 double estimate(const Kernel& kernel, const Problem& problem, const MachineBalance& balance) {
-  // Rows' worth of arithmetic that a block spends on forming its weights: F(2,2) or F(4,2) chosen as timed (d3 to d5, e4 to e6).
+  // Rows' worth of arithmetic that a block (taps) or an item (columns) spends on forming its weights: chosen as timed, F(2,2) or
+  // F(4,2) for d3 to d5, e4 to e6; columns for d5, e4, not for d6, e3.
   constexpr double kTapSums = 2, kColumnSums = 0.5;
-  constexpr double kColumnChunks = 0.05;  // C is added to after every 128 channels; chosen as timed (d5, e4, not d6, e3)
+  constexpr double kColumnChunks = 0.05;  // C is added to after every 128 channels
   constexpr double kNotHidden = 0.4, kNotHiddenCached = 0.1;  // of the shorter of arithmetic and memory, shared cache
   Geometry g{};
   kernel.geometry(problem, &g);
   const bool taps = kernel.algorithm == Algorithm::kWinograd2Taps || kernel.algorithm == Algorithm::kWinograd4Taps;
   const bool columns = kernel.algorithm == Algorithm::kWinograd4Columns;
-  const int32_t item_rows = problem.tile_block > 0 ? problem.tile_block : g.rows;
   const double sums = taps      ? 1 + kTapSums / g.block_rows
-                      : columns ? 1 + kColumnChunks + kColumnSums / item_rows
+                      : columns ? 1 + kColumnChunks + kColumnSums / g.item_rows
                                 : 1;
   const double arithmetic = sums * 2.0 * (double)g.macs / balance.flops;
-  // Once from memory; in one phase every block of rows reads them again: from memory, or well hidden from the shared cache.
-  const double reread = (double)g.read_bytes * (g.phases == 1 ? g.items[0] - 1 : 0);
-  const bool cached = (double)g.read_bytes <= balance.kept_weights;
+  // Once from memory; every block or part of the rows reads them again, well hidden from the shared cache. In one phase that is
+  // a whole pass over them, which may be long enough to have pushed them out.
+  const int32_t passes = g.item_rows > 0 ? divide_up(g.rows, g.item_rows) : 1;
+  const double reread = (double)g.read_bytes * (passes - 1);
+  const bool cached = g.phases == 2 || (double)g.read_bytes <= balance.kept_weights;
   const double weights = ((double)g.read_bytes + (cached ? 0 : reread)) / balance.weight_bytes;
   // Items read A again and again, and a core's own cache may not hold it.
-  const double again = g.shared_bytes > balance.own_cache / 2 ? (double)g.shared_read_bytes / balance.shared_bytes
-                                                                  : cached ? kNotHiddenCached * reread / balance.shared_bytes : 0;
+  const double again = (g.shared_bytes > balance.own_cache / 2 ? (double)g.shared_read_bytes / balance.shared_bytes : 0) +
+                       (cached ? kNotHiddenCached * reread / balance.shared_bytes : 0);
   const double transforms = (double)g.transform_bytes / balance.transform_bytes;
   return std::max(arithmetic, weights) + kNotHidden * std::min(arithmetic, weights) + again + transforms;
 }

@@ -93,14 +93,19 @@ def _trials(chosen: Mapping[str, dict[str, Any]], options: Options) -> list[Kern
     for kernel in _core.kernels():
         room, name = kernel.split("/")
         op, algorithm, dtype = name.split("_")
-        if room not in runnable or room == "scalar" or algorithm in ("first", "last"):
+        if room not in runnable or room == "scalar":
             continue
         for layer, step in chosen.items():
             now = step["kernel"].split("/")[1].split("_")
-            fits = (now[0], now[2]) == (op, dtype) and now[1] not in ("first", "last")
+            fits = (now[0], _end(now[1]), now[2]) == (op, _end(algorithm), dtype)
             if fits and kernel != step["kernel"]:
                 trials.setdefault((room, algorithm), {})[layer] = kernel
     return list(trials.values())
+
+
+def _end(algorithm: str) -> str:
+    """Kernels of the first and the last layer read or write the picture and serve no other layer."""
+    return next((end for end in ("first", "last") if algorithm.startswith(end)), "")
 
 
 def _precision(options: Options) -> str:

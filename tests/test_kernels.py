@@ -231,9 +231,80 @@ def test_real_numbers_are_within_the_bound(kernel: str) -> None:
         assert typical <= (1.5e-2 if parts(kernel)[2] == "bf16" else 2e-6), f"{case}: {typical}"
 
 
+# What parts the rows of two phases (kOwnC of vec.h) with the algorithm; 63 and 47: parts that begin within short tiles.
+PARTED = {
+    "direct": [(56, 56)],
+    "winograd2taps": [(36, 36)],
+    "winograd3": [(50, 50)],
+    "winograd4": [(50, 46)],
+    "winograd4taps": [(50, 46)],
+    "winograd4columns": [(50, 46)],
+    "winograd5": [(63, 63), (47, 63), (47, 47)],
+}
+
+
+@pytest.mark.parametrize("kernel", [k for k in STATISTICS if k.startswith("avx2/")])
+def test_rows_in_parts(kernel: str) -> None:
+    """Where C of all rows exceeds what two phases keep, every part has its own A and statistics."""
+    need(kernel)
+    op, algorithm, _ = parts(kernel)
+    down, rng = op == "conv4x4s2", np.random.default_rng(SEED)
+    for h, w in PARTED[algorithm]:
+        ci, skip, co = (20, 0, 40) if down else (5, 17, 40)
+        case = Case(
+            kernel,
+            rng.standard_normal(((2 * h, 2 * w) if down else (h, w)) + (ci,)).astype(np.float32),
+            rng.standard_normal((co, ci, 4, 4) if down else (ci + skip, co, 4, 4)).astype(np.float32),
+            skip=rng.standard_normal((h, w, skip)).astype(np.float32) if skip else None,
+            bias=rng.standard_normal(co).astype(np.float32),
+            slope=0.2,
+            tile_block=0,
+        )
+        got, twice, want = case.run(), case.run(threads=2), expected(case)
+        assert got["stat_blocks"] >= (2 if down else 8), f"{case}: one part"
+        assert abs(got["dst"] - want).max() <= real_bound(case), f"{case}"
+        assert np.sqrt(np.mean((got["dst"] - want) ** 2) / np.mean(want**2)) <= 2e-6, f"{case}"
+        assert_statistics(got, got["dst"].astype(np.float64), case)
+        for name in ("dst", "scale", "shift"):
+            assert twice[name].tobytes() == got[name].tobytes(), f"{case}: {name} depends on threads"
+
+
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if parts(k)[1].startswith("last")])
+@pytest.mark.parametrize(
+    ("h", "w", "ci", "skip", "co"),
+    [
+        (5, 70, 64, 64, 3),  # a row of tiles in several blocks, the last one shorter
+        (2, 5, 2700, 0, 1),  # blocks of one tile, sums in pieces
+        *((4, 9, 20, 0, co) for co in (4, 5, 12, 13, 64)),  # a window's row in one vector and in many
+    ],
+)
+def test_the_last_layer_in_blocks(kernel: str, h: int, w: int, ci: int, skip: int, co: int) -> None:
+    need(kernel)
+    rng = np.random.default_rng(SEED)
+    low = rounds_operands(kernel)
+
+    def normal(*shape: int) -> Array:
+        values = rng.standard_normal(shape).astype(np.float32)
+        return to_bf16(values).astype(np.float32) if low else values
+
+    case = Case(
+        kernel,
+        normal(h, w, ci),
+        normal(ci + skip, co, 4, 4),
+        skip=normal(h, w, skip) if skip else None,
+        bias=normal(co),
+        slope=0.2,
+    )
+    got, want = case.run()["dst"], expected(case)
+    typical = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
+    assert abs(got - want).max() <= real_bound(case), f"{case}"
+    assert typical <= (1.5e-2 if low else 2e-6), f"{case}: {typical}"
+    assert case.run(threads=2)["dst"].tobytes() == got.tobytes()
+
+
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if parts(k)[1].endswith(("taps", "columns"))])
 def test_weights_formed_on_the_way_over_many_chunks(kernel: str) -> None:
-    """Several chunks of channels times several blocks of rows, and a narrow last panel: what is kept
+    """Several chunks of channels times several blocks of rows, and (AVX-512) a narrow last panel: what is kept
     between positions is written anew for every chunk (64 or 128 channels with AVX2, 256 with AVX-512)."""
     need(kernel)
     rng = np.random.default_rng(SEED)

@@ -101,6 +101,27 @@ def test_the_picture_is_the_engines(tmp_path: Path) -> None:
     assert abs((got - want) @ luma).mean() < 4
 
 
+@pytest.mark.parametrize(
+    ("codec", "preset", "told"),
+    [
+        ("h264", "quick", [b"cabac=0 ", b"weightp=0 ", b"analyse=0x3:0 "]),
+        ("h264", "superfast", [b"cabac=1 ", b"weightp=1 "]),
+        ("hevc", "quick", [b"crf=30."]),
+    ],
+)
+def test_the_encoder_does_what_the_preset_says(
+    engine: Engine, tmp_path: Path, codec: Any, preset: str, told: list[bytes]
+) -> None:
+    """Both encoders write their settings into the stream; one that they do not know they only warn of."""
+    target = tmp_path / "out.mp4"
+    report = translate_video(
+        engine, clip(tmp_path / "in.mp4", EVEN), target, codec=codec, preset=preset, quality=30
+    )
+    assert report.frames == len(EVEN) and times_of(target) == times_of(tmp_path / "in.mp4")
+    written = target.read_bytes()
+    assert [setting for setting in told if setting not in written] == []
+
+
 @pytest.mark.parametrize("codec", ["aac", "libmp3lame", "flac", "libopus", "ac3", "alac"])
 def test_sound_is_copied_packet_by_packet(engine: Engine, tmp_path: Path, codec: str) -> None:
     try:

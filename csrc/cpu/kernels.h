@@ -17,7 +17,7 @@
 namespace p2p::cpu {
 
 enum class Op : uint8_t { kConvFirst, kConv, kDeconv, kDeconvLast };
-// ...Taps: the weights stay plain taps in memory (body/taps.inl).
+// ...Taps: the weights stay plain taps in memory (body/taps.inl); ...Columns: columns of taps, transformed (body/columns.inl).
 enum class Algorithm : uint8_t {
   kDirect, kWinograd3, kWinograd2Taps, kWinograd4, kWinograd4Taps, kWinograd4Columns, kWinograd5
 };
@@ -38,6 +38,7 @@ struct Geometry {
   int32_t items[2];       // per phase
   int32_t rows;           // rows of A: Winograd tiles or pixels
   int32_t block_rows;     // of them in one block of registers, the largest
+  int32_t item_rows;      // of them that one item multiplies, whose weights the next one reads again; 0: all
   int32_t stat_blocks;    // partial statistics per channel
   int32_t pack_items;     // independent parts of Kernel::pack
   int64_t weight_bytes;   // packed weights of the layer, all of them

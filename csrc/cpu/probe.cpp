@@ -130,6 +130,7 @@ ProbeOutput probe(const ProbeInput& in) {
   }
   out.macs = g.macs;
   out.weight_bytes = g.read_bytes;
+  out.stat_blocks = g.stat_blocks;
   return out;
 }
 

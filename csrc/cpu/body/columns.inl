@@ -11,53 +11,39 @@ constexpr int64_t kColumnLines = 1 << kColumnLinesLog2;
 constexpr int64_t kFormedBytes = kColumnLines * 16 * kPanel * 4;
 
 template <class Scheme>
-struct ColumnsConvolution : Convolution<F32, Scheme, kColumnLinesLog2, kFormedBytes> {
-  using Base = Convolution<F32, Scheme, kColumnLinesLog2, kFormedBytes>;
+struct ColumnsConvolution
+    : FormedConvolution<Scheme, 2 * Scheme::Output::kPoints, kColumnLinesLog2, kFormedBytes> {
+  using Formed = FormedConvolution<Scheme, 2 * Scheme::Output::kPoints, kColumnLinesLog2, kFormedBytes>;
+  using Base = typename Formed::Base;
   using W = typename Scheme::Output;
   static constexpr int n = W::kPoints;
 
-  static int64_t panel_bytes(const Problem& p, int32_t vecs) { return Base::k_of(p) * 2 * n * vecs * kWidth * 4; }
-  static const char* panel_weights(const Problem& p, const void* weights, int32_t panel, int32_t phase) {
-    return (const char*)weights + panel * Scheme::kPhases * panel_bytes(p, kPanelVecs) +
-           phase * panel_bytes(p, panel_vecs(p.co_stored, panel));
-  }
-
-  static void geometry(const Problem& p, Geometry* g) {
-    Base::geometry(p, g);
-    g->weight_bytes = g->read_bytes = (int64_t)Scheme::kPhases * Base::k_of(p) * 2 * n * p.co_stored * 4;
+  template <int kPoint = 0> static double combine(int i, double g0, double g1) {
+    if constexpr (kPoint < n - 1)
+      if (i != kPoint) return combine<kPoint + 1>(i, g0, g1);
+    return W::template combine<kPoint>(g0, g1);
   }
 
   static void pack(const Problem& p, const float* raw, void* dst, int32_t item) {
     const int32_t panel = item / Scheme::kPhases, phase = item % Scheme::kPhases;
-    const int32_t width = panel_vecs(p.co_stored, panel) * kWidth, n0 = panel * kPanel;
-    float* out = (float*)panel_weights(p, dst, panel, phase);
-    const int64_t ci_stored = p.ci_stored[0] + p.ci_stored[1], length = kColumnLines * 16;
-    for (int32_t s = 0; s < 2; ++s)
-      for (int32_t c = 0; c < p.ci[s]; ++c)
-        for (int32_t split = 0; split < Scheme::kSplit; ++split) {
-          const int64_t k = split * ci_stored + (s ? p.ci_stored[0] : 0) + c, begin = k / length * length;
-          const int64_t now = Base::k_of(p) - begin < length ? Base::k_of(p) - begin : length;
-          for (int32_t m = 0; m < width && n0 + m < p.co; ++m) {
-            double g[2][2];
-            Scheme::taps(p, raw, (s ? p.ci[0] : 0) + c, n0 + m, phase, split, g);
-            for (int i = 0; i < n; ++i)
-              for (int tx = 0; tx < 2; ++tx)
-                out[(begin * 2 * n + (i * now + k - begin) * 2 + tx) * width + m] =
-                    (float)(W::kColumn[i][0] * g[0][tx] + W::kColumn[i][1] * g[1][tx]);
-          }
-        }
+    const int32_t width = panel_vecs(p.co_stored, panel) * kWidth;
+    float* out = (float*)Formed::panel_weights(p, dst, panel, phase);
+    Formed::pack_filters(p, raw, panel, phase, [&](int64_t k, int32_t m, const double g[2][2]) {
+      const int64_t length = kColumnLines * 16, begin = k / length * length;
+      const int64_t now = Base::k_of(p) - begin < length ? Base::k_of(p) - begin : length;
+      for (int i = 0; i < n; ++i)
+        for (int tx = 0; tx < 2; ++tx)
+          out[(begin * 2 * n + (i * now + k - begin) * 2 + tx) * width + m] = (float)combine(i, g[0][tx], g[1][tx]);
+    });
   }
 
   struct Product {
     static void fill(const Problem& p, const Args& args, const char* a, float* c, int32_t, int32_t rows, int32_t panel,
                      int32_t phase, typename Base::OutputLines& output_lines) {
       static_assert(W::kLeftOut < 0, "all positions have the same rows");
-      static constexpr GemmTapsTable<W, kPanelVecs, Packed::kColumns> kFull;
-      static constexpr GemmTapsTable<W, 1, Packed::kColumns> kNarrow;
       const int32_t vecs = panel_vecs(p.co_stored, panel);
-      const auto& table = vecs == kPanelVecs ? kFull.of : kNarrow.of;
       const int64_t stride_c = vecs * kWidth, matrix = Base::output_floats(rows, stride_c), vector = stride_c * 4;
-      const char* b = panel_weights(p, args.weights, panel, phase);
+      const char* b = Formed::panel_weights(p, args.weights, panel, phase);
       const RowBlocks blocks(rows);
       const int64_t lines = Base::lines_of(p);
       char* const formed = (char*)c + Base::c_bytes(rows) - kFormedBytes;
@@ -80,11 +66,11 @@ struct ColumnsConvolution : Convolution<F32, Scheme, kColumnLinesLog2, kFormedBy
               } else if (j > 1 && blocks.count > 1) {
                 source = TapSource::kKeptToForm;
               }
-              table[size - 1][point][(int)source](
-                  a + Scheme::position(phase, q) * Base::position_bytes(p, rows) + start * kColumnLines * 64, first, second,
-                  formed, now, c + q * matrix + start * stride_c, stride_c, line > 0, ahead, ahead_end);
-              ahead += now * 4 * tap_lines<W>(vecs) * 64;
+              const GemmTaps product = choose_gemm_taps<W, Packed::kColumns>(size, vecs, point, source);
+              product(a + Scheme::position(phase, q) * Base::position_bytes(p, rows) + start * kColumnLines * 64, first, second,
+                      formed, now, c + q * matrix + start * stride_c, stride_c, line > 0, ahead, block == 0 ? ahead_end : ahead);
             }
+            ahead += now * 4 * ask_lines<W, Packed::kColumns>(vecs) * 64;
             output_lines.ask();
           }
         }

@@ -10,8 +10,6 @@
 // Weights: [panel of output channels][phase][product][k][panel]. Statistics are taken where outputs are in registers,
 // shifted by one of the item's outputs so that a large mean costs no digits, and merged in double by the backend.
 
-constexpr int kGatherAhead = 128;  // bytes of a pixel's channels asked for before they are read
-
 template <class E> inline Vec activated(const void* data, int64_t i, Vec scale, Vec shift, Vec slope) {
   const Vec x = fma(E::load(data, i), scale, shift);
   return max(x, mul(x, slope));
@@ -166,7 +164,7 @@ struct Convolution {
   // transform in the core's own cache and no thread waits for another's long last item.
   static int32_t block_rows(const Problem& p, int32_t rows) {
     if (p.tile_block > 0) return p.tile_block < rows ? p.tile_block : rows;
-    const int64_t parts = (c_bytes(rows) + kOwnC - 1) / kOwnC;
+    const int64_t fit = (kOwnC - c_bytes(0)) / (kOutputs * kPanel * 4), parts = (rows + fit - 1) / fit;
     return (int32_t)((rows + parts - 1) / parts);
   }
 
@@ -185,6 +183,7 @@ struct Convolution {
     const bool two_phases = p.tile_block == 0;
     g->rows = rows;
     g->block_rows = RowBlocks(block).size(0);
+    g->item_rows = block;
     g->phases = two_phases ? 2 : 1;
     g->items[0] = two_phases ? rows : blocks;
     g->items[1] = two_phases ? panels * Scheme::kPhases * blocks : 0;

@@ -23,19 +23,21 @@ enum class TapSource {
 constexpr int kTapSources = 5;
 constexpr bool from_taps(TapSource source) { return source == TapSource::kTaps || source == TapSource::kTapsToKeep; }
 
-// Lines of later taps that a position asks for in four steps: all positions together, four taps of four channels.
-template <class W> constexpr int tap_lines(int vecs) {
-  constexpr int kPositions = W::kPoints * W::kPoints;
-  return (16 + kPositions - 1) / kPositions * ((vecs * kWidth * 4 + 63) / 64);
+// Lines of later weights that a position asks for in four steps, so that all positions that read the same weights ask for all
+// of four channels: 16 vectors of taps for every position of W, 8 of a pair of columns for those of a row.
+template <class W, Packed kPacked> constexpr int ask_lines(int vecs) {
+  constexpr bool kWhole = kPacked == Packed::kTaps;
+  constexpr int kPositions = kWhole ? W::kPoints * W::kPoints : W::kPoints, kVectors = kWhole ? 16 : 8;
+  return (kVectors + kPositions - 1) / kPositions * ((vecs * kWidth * 4 + 63) / 64);
 }
 
-template <class W, int kRows, int kVecs, int kPoint, TapSource kSource>
+template <class W, Packed kPacked, int kRows, int kVecs, int kPoint, TapSource kSource>
 void gemm_taps(const char* a, const char* first, const char* second, char* keep, int64_t chunks, float* c, int64_t stride_c,
                bool accumulate, const char* ahead, const char* ahead_end) {
   constexpr int kStride = kVecs * kWidth * 4;  // bytes of a tap
   constexpr int kStep = (from_taps(kSource) ? 4 : kSource == TapSource::kFormed ? 1 : 2) * kStride;
   constexpr int kKeepStep = (kSource == TapSource::kKeptToForm ? 1 : 2) * kStride;
-  constexpr int kAsk = tap_lines<W>(kVecs);
+  constexpr int kAsk = ask_lines<W, kPacked>(kVecs);
   Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -82,7 +84,7 @@ using GemmTaps = void (*)(const char* a, const char* first, const char* second, 
                           int64_t stride_c, bool accumulate, const char* ahead, const char* ahead_end);
 
 // [rows - 1][point][source]: those that `kPacked` needs.
-template <class W, int kVecs, Packed kPacked>
+template <class W, Packed kPacked, int kVecs>
 struct GemmTapsTable {
   GemmTaps of[kRowsMax][W::kPoints][kTapSources];
   constexpr GemmTapsTable() : of() { rows<kRowsMax>(); }
@@ -93,7 +95,7 @@ struct GemmTapsTable {
     if constexpr (kRows > 1) rows<kRows - 1>();
   }
   template <int kRows, int kPoint, TapSource kSource> constexpr void add() {
-    of[kRows - 1][kPoint][(int)kSource] = gemm_taps<W, kRows, kVecs, kPoint, kSource>;
+    of[kRows - 1][kPoint][(int)kSource] = gemm_taps<W, kPacked, kRows, kVecs, kPoint, kSource>;
   }
   template <int kRows, int kPoint> constexpr void points() {
     add<kRows, kPoint, TapSource::kKept>();
@@ -109,38 +111,60 @@ struct GemmTapsTable {
   }
 };
 
-// The Convolution of a Winograd scheme with other weights and another product loop.
-template <class Scheme>
-struct TapsConvolution : Convolution<F32, Scheme, kTapLinesLog2, kKeptBytes> {
-  using Base = Convolution<F32, Scheme, kTapLinesLog2, kKeptBytes>;
-  using W = typename Scheme::Output;
+template <class W, Packed kPacked>
+inline GemmTaps choose_gemm_taps(int32_t rows, int32_t vecs, int32_t point, TapSource source) {
+  static constexpr GemmTapsTable<W, kPacked, kPanelVecs> kFull;
+  if constexpr (kPanel > F32::kChunk) {  // else channels are stored in whole panels
+    static constexpr GemmTapsTable<W, kPacked, 1> kNarrow;
+    if (vecs != kPanelVecs) return kNarrow.of[rows - 1][point][(int)source];
+  }
+  return kFull.of[rows - 1][point][(int)source];
+}
 
-  static int64_t pair_bytes(const Problem& p, int32_t vecs) { return Base::k_of(p) * 4 * vecs * kWidth * 4; }
-  static const char* pair_weights(const Problem& p, const void* weights, int32_t panel, int32_t phase) {
-    return (const char*)weights + panel * Scheme::kPhases * pair_bytes(p, kPanelVecs) +
-           phase * pair_bytes(p, panel_vecs(p.co_stored, panel));
+// The Convolution of a Winograd scheme with weights of its own: kVectors for each k, from which a Product forms the others.
+template <class Scheme, int kVectors, int32_t kLinesLog2, int64_t kBeside>
+struct FormedConvolution : Convolution<F32, Scheme, kLinesLog2, kBeside> {
+  using Base = Convolution<F32, Scheme, kLinesLog2, kBeside>;
+
+  static int64_t panel_bytes(const Problem& p, int32_t vecs) { return Base::k_of(p) * kVectors * vecs * kWidth * 4; }
+  static const char* panel_weights(const Problem& p, const void* weights, int32_t panel, int32_t phase) {
+    return (const char*)weights + panel * Scheme::kPhases * panel_bytes(p, kPanelVecs) +
+           phase * panel_bytes(p, panel_vecs(p.co_stored, panel));
   }
 
   static void geometry(const Problem& p, Geometry* g) {
     Base::geometry(p, g);
-    g->weight_bytes = g->read_bytes = (int64_t)Scheme::kPhases * Base::k_of(p) * 4 * p.co_stored * 4;
+    g->weight_bytes = g->read_bytes = (int64_t)Scheme::kPhases * Base::k_of(p) * kVectors * p.co_stored * 4;
   }
 
-  static void pack(const Problem& p, const float* raw, void* dst, int32_t item) {
-    const int32_t panel = item / Scheme::kPhases, phase = item % Scheme::kPhases;
+  // put(k, n, g) for each filter g[2][2] of a panel and phase: n is its column there.
+  template <class Put> static void pack_filters(const Problem& p, const float* raw, int32_t panel, int32_t phase, Put&& put) {
     const int32_t width = panel_vecs(p.co_stored, panel) * kWidth, n0 = panel * kPanel;
-    float* out = (float*)pair_weights(p, dst, panel, phase);
     const int64_t ci_stored = p.ci_stored[0] + p.ci_stored[1];
     for (int32_t s = 0; s < 2; ++s)
       for (int32_t c = 0; c < p.ci[s]; ++c)
-        for (int32_t split = 0; split < Scheme::kSplit; ++split) {
-          const int64_t k = split * ci_stored + (s ? p.ci_stored[0] : 0) + c;
+        for (int32_t split = 0; split < Scheme::kSplit; ++split)
           for (int32_t n = 0; n < width && n0 + n < p.co; ++n) {
             double g[2][2];
             Scheme::taps(p, raw, (s ? p.ci[0] : 0) + c, n0 + n, phase, split, g);
-            for (int t = 0; t < 4; ++t) out[(k * 4 + t) * width + n] = (float)g[t / 2][t % 2];
+            put(split * ci_stored + (s ? p.ci_stored[0] : 0) + c, n, g);
           }
-        }
+  }
+};
+
+template <class Scheme>
+struct TapsConvolution : FormedConvolution<Scheme, 4, kTapLinesLog2, kKeptBytes> {
+  using Formed = FormedConvolution<Scheme, 4, kTapLinesLog2, kKeptBytes>;
+  using Base = typename Formed::Base;
+  using W = typename Scheme::Output;
+
+  static void pack(const Problem& p, const float* raw, void* dst, int32_t item) {
+    const int32_t panel = item / Scheme::kPhases, phase = item % Scheme::kPhases;
+    const int32_t width = panel_vecs(p.co_stored, panel) * kWidth;
+    float* out = (float*)Formed::panel_weights(p, dst, panel, phase);
+    Formed::pack_filters(p, raw, panel, phase, [&](int64_t k, int32_t n, const double g[2][2]) {
+      for (int t = 0; t < 4; ++t) out[(k * 4 + t) * width + n] = (float)g[t / 2][t % 2];
+    });
   }
 
   struct Product {
@@ -148,12 +172,9 @@ struct TapsConvolution : Convolution<F32, Scheme, kTapLinesLog2, kKeptBytes> {
                      int32_t phase, typename Base::OutputLines& output_lines) {
       static_assert(W::kLeftOut < 0, "all positions have the same rows");
       constexpr int n = W::kPoints;
-      static constexpr GemmTapsTable<W, kPanelVecs, Packed::kTaps> kFull;
-      static constexpr GemmTapsTable<W, 1, Packed::kTaps> kNarrow;
       const int32_t vecs = panel_vecs(p.co_stored, panel);
-      const bool full = vecs == kPanelVecs;
       const int64_t stride_c = vecs * kWidth, matrix = Base::output_floats(rows, stride_c), tap = stride_c * 4;
-      const char* b = pair_weights(p, args.weights, panel, phase);
+      const char* b = Formed::panel_weights(p, args.weights, panel, phase);
       const RowBlocks blocks(rows);
       const int64_t lines = Base::lines_of(p);
       char* const kept = (char*)c + Base::c_bytes(rows) - kKeptBytes;
@@ -179,12 +200,12 @@ struct TapsConvolution : Convolution<F32, Scheme, kTapLinesLog2, kKeptBytes> {
                 second = first + 2 * tap;
                 point = i;
               }
-              const GemmTaps product = (full ? kFull.of : kNarrow.of)[size - 1][point][(int)source];
+              const GemmTaps product = choose_gemm_taps<W, Packed::kTaps>(size, vecs, point, source);
               product(a + Scheme::position(phase, q) * Base::position_bytes(p, rows) + start * kTapLines * 64, first, second,
                       kept + j * tap, now, c + q * matrix + start * stride_c, stride_c, line > 0, ahead,
                       block == 0 ? ahead_end : ahead);
             }
-            ahead += now * 4 * tap_lines<W>(vecs) * 64;
+            ahead += now * 4 * ask_lines<W, Packed::kTaps>(vecs) * 64;
             output_lines.ask();
           }
         b += part;

@@ -9,6 +9,9 @@
 //
 // kTile = m, kPoints = m + 1. Short: F(m - 1, 2) at the same points but one, kLeftOut, on the same weights (Tiling below).
 
+inline double add(double a, double b) { return a + b; }
+inline double sub(double a, double b) { return a - b; }
+
 struct OneShape {  // without a Short
   static constexpr bool kTransforms = true;
   static constexpr int kLeftOut = -1;
@@ -39,7 +42,7 @@ struct Winograd2Taps : OneShape {
     y[0] = add(m[0], m[2]);
     y[1] = add(m[2], m[1]);
   }
-  template <int kPoint> static inline Vec combine(Vec g0, Vec g1) {
+  template <int kPoint, class T> static inline T combine(T g0, T g1) {
     if constexpr (kPoint == 0) return g0;
     else if constexpr (kPoint == 1) return g1;
     else return add(g0, g1);
@@ -99,7 +102,7 @@ struct Winograd4 : OneShape {
   }
 };
 
-// The same for weights that are formed from plain taps on the way: points 0, infinity, 1, -1/2, -2, and the ninths in the
+// The same for weights that are formed on the way, from plain taps or from columns of them: points 0, infinity, 1, -1/2, -2, and the ninths in the
 // input transform.
 struct Winograd4Taps : OneShape {
   static constexpr int kTile = Winograd4::kTile, kPoints = Winograd4::kPoints;
@@ -115,8 +118,7 @@ struct Winograd4Taps : OneShape {
     const Vec ordered[kPoints] = {m[0], m[2], m[3], m[4], m[1]};
     Winograd4::output(ordered, y);
   }
-  static constexpr double kColumn[kPoints][2] = {{1, 0}, {0, 1}, {1, 1}, {2, -1}, {1, -2}};  // as combine
-  template <int kPoint> static inline Vec combine(Vec g0, Vec g1) {
+  template <int kPoint, class T> static inline T combine(T g0, T g1) {
     if constexpr (kPoint == 0) return g0;
     else if constexpr (kPoint == 1) return g1;
     else if constexpr (kPoint == 2) return add(g0, g1);
