@@ -350,8 +350,8 @@ def test_close_waits_for_calls_in_flight() -> None:
 def test_opening_and_closing_gives_everything_back() -> None:
     """Memory, threads and descriptors after many engines are what they were after a few.
 
-    In a process of its own, where no thread of another test can end meanwhile. The kernel lists a thread for a moment after
-    it was joined, hence the smallest of some readings.
+    In a process of its own, where no thread of another test can end meanwhile. The kernel lists a
+    thread for a moment after it was joined, hence the smallest of some readings.
     """
     code = """
 import time, numpy, psutil
