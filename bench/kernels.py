@@ -15,6 +15,7 @@ import nets
 import numpy as np
 
 from pix2pix_fast import _core
+from pix2pix_fast.tuning import end_of
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
         for layer in layers:
             ends = {layers[0]["name"]: "first", layers[-1]["name"]: "last"}
             end = ends.get(layer["name"], "")
-            if layer["op"] != op or next((e for e in ("first", "last") if algorithm.startswith(e)), "") != end:
+            if layer["op"] != op or end_of(algorithm) != end:
                 continue
             hw, ci, co = sizes[layer["name"]], layer["ci"], layer["co"]
             shape = (co, ci, 4, 4) if op == "conv4x4s2" else (ci, co, 4, 4)

@@ -97,14 +97,14 @@ def _trials(chosen: Mapping[str, dict[str, Any]], options: Options) -> list[Kern
             continue
         for layer, step in chosen.items():
             now = step["kernel"].split("/")[1].split("_")
-            fits = (now[0], _end(now[1]), now[2]) == (op, _end(algorithm), dtype)
+            fits = (now[0], end_of(now[1]), now[2]) == (op, end_of(algorithm), dtype)
             if fits and kernel != step["kernel"]:
                 trials.setdefault((room, algorithm), {})[layer] = kernel
     return list(trials.values())
 
 
-def _end(algorithm: str) -> str:
-    """Kernels of the first and the last layer read or write the picture and serve no other layer."""
+def end_of(algorithm: str) -> str:
+    """Of a kernel that reads ("first") or writes ("last") the picture and serves no other layer, else ""."""
     return next((end for end in ("first", "last") if algorithm.startswith(end)), "")
 
 

@@ -143,6 +143,19 @@ struct Inside {
 // transform multiplies. Adding C once per 256 steps costs less than 1 %.
 constexpr int64_t kSumChunks = 16;
 
+// A row block times a panel in such sums. ahead: as gemm's, for all of them.
+template <class E>
+inline void multiply_block(int32_t rows, int32_t vecs, const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c,
+                           bool accumulate, const char* ahead, int64_t ahead_bytes) {
+  const Gemm product = choose_gemm<E>(rows, vecs);
+  const int64_t chunk_bytes = E::kChunk / E::kWord * vecs * kWidth * 4;
+  for (int64_t chunk = 0; chunk < chunks; chunk += kSumChunks) {
+    const int64_t now = chunks - chunk < kSumChunks ? chunks - chunk : kSumChunks;
+    product(a + chunk * rows * 64, b + chunk * chunk_bytes, now, c, stride_c, accumulate || chunk > 0,
+            ahead + chunk * ahead_bytes, ahead_bytes);
+  }
+}
+
 // kPartLog2 cuts A along k (RowPlace). kBeside: bytes behind C that the product wants for itself.
 template <class E, class Scheme, int32_t kPartLog2 = kWholeK, int64_t kBeside = 0>
 struct Convolution {
@@ -160,7 +173,7 @@ struct Convolution {
   static int64_t c_bytes(int64_t rows) { return align64(kOutputs * output_floats(rows, kPanel) * 4) + kBeside; }
   static int64_t output_floats(int64_t rows, int64_t panel) { return rows * panel + 16; }
   static int64_t product_bytes(const Problem& p, int32_t vecs) { return k_of(p) * vecs * kWidth * E::kBytes; }
-  // Rows that an item multiplies. In two phases: a part of them all, so that C (of at most kOwnC bytes, vec.h) waits for its
+  // Rows that an item multiplies. In two phases: a part of them all, so that C (at most kOwnC bytes, vec.h) waits for its
   // transform in the core's own cache and no thread waits for another's long last item.
   static int32_t block_rows(const Problem& p, int32_t rows) {
     if (p.tile_block > 0) return p.tile_block < rows ? p.tile_block : rows;
@@ -298,14 +311,10 @@ struct Convolution {
         const char* ahead = b + product_bytes(p, vecs);
         for (int32_t block = 0; block < blocks.count; ++block) {
           const int32_t start = blocks.start(block), size = blocks.size(block);
-          const Gemm product = choose_gemm<E>(size, vecs);
           output_lines.ask();
-          for (int64_t chunk = 0; chunk < chunks; chunk += kSumChunks) {
-            const int64_t now = chunks - chunk < kSumChunks ? chunks - chunk : kSumChunks;
-            product(operand + start * k_of(p) * E::kBytes + chunk * size * 64, b + chunk * chunk_bytes, now,
-                    out + start * stride_c, stride_c, (Scheme::kAccumulate && started) || chunk > 0, ahead, ahead_bytes);
-            ahead += now * ahead_bytes;
-          }
+          multiply_block<E>(size, vecs, operand + start * k_of(p) * E::kBytes, b, chunks, out + start * stride_c, stride_c,
+                            Scheme::kAccumulate && started, ahead, ahead_bytes);
+          ahead += chunks * ahead_bytes;
         }
         started = true;
       }

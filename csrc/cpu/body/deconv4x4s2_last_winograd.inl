@@ -9,25 +9,24 @@
 struct DeconvLastWinograd {
   using W = Winograd3;
   using E = F32;
+  using Scheme = DeconvWinograd<W>;
+  using Conv = Convolution<E, Scheme>;  // whose A this has, block by block
   static constexpr int kPoints = W::kPoints, kPositions = kPoints * kPoints, kRows = 2 * W::kTile;
   static constexpr int64_t kBlockBytes = 160 << 10;  // of A: beside weights and C in the core's own cache
 
   static int32_t row_vecs(const Problem& p) { return (2 * p.co + kWidth - 1) / kWidth; }  // of a window's row
   static int32_t panels(const Problem& p) { return (2 * row_vecs(p) + kPanelVecs - 1) / kPanelVecs; }
   static int32_t tiles(int32_t in) { return Axis<W>(in + 1).tiles; }
-  static int64_t k_of(const Problem& p) { return p.ci_stored[0] + p.ci_stored[1]; }
-  static int64_t product_floats(const Problem& p) { return k_of(p) * kPanel; }
+  static int64_t product_floats(const Problem& p) { return Conv::k_of(p) * kPanel; }
 
   // Tiles that are gathered and multiplied together: equal parts of a row of tiles.
   static int32_t block_tiles(const Problem& p) {
-    const int64_t fit = kBlockBytes / (kPositions * k_of(p) * 4), row = tiles(p.wi);
+    const int64_t fit = kBlockBytes / (kPositions * Conv::k_of(p) * 4), row = tiles(p.wi);
     const int64_t parts = fit < 1 ? row : (row + fit - 1) / fit;
     return (int32_t)((row + parts - 1) / parts);
   }
-  static int64_t position_bytes(const Problem& p, int64_t count) { return count * k_of(p) * 4 + 64; }
-  static int64_t matrix_floats(int64_t count) { return count * kPanel + 16; }
-  static int64_t a_bytes(const Problem& p) { return align64(kPositions * position_bytes(p, block_tiles(p))); }
-  static int64_t c_bytes(const Problem& p) { return align64(kPositions * panels(p) * matrix_floats(block_tiles(p)) * 4); }
+  static int64_t a_bytes(const Problem& p) { return Conv::a_bytes(p, block_tiles(p)); }
+  static int64_t c_bytes(const Problem& p) { return panels(p) * Conv::c_bytes(block_tiles(p)); }
   static int64_t row_floats(const Problem& p) {
     return align64(2ll * p.co * W::kTile * tiles(p.wi) + row_vecs(p) * kWidth + kWidth);
   }
@@ -42,14 +41,13 @@ struct DeconvLastWinograd {
     g->pack_items = 2 * row_vecs(p);
     g->weight_bytes = g->read_bytes = kPositions * panels(p) * product_floats(p) * 4;
     g->shared_bytes = g->shared_read_bytes = 0;
-    g->transform_bytes = g->rows * kPositions * (k_of(p) + panels(p) * kPanel) * 4;
+    g->transform_bytes = g->rows * kPositions * (Conv::k_of(p) + panels(p) * kPanel) * 4;
     g->scratch_bytes = a_bytes(p) + c_bytes(p) + align64(kRows * row_floats(p) * 4) + align64(row_vecs(p) * kWidth * 4);
-    g->macs = (int64_t)g->rows * kPositions * k_of(p) * panels(p) * kPanel;
+    g->macs = (int64_t)g->rows * kPositions * Conv::k_of(p) * panels(p) * kPanel;
   }
 
   // One vector of columns.
   static void pack(const Problem& p, const float* raw, void* dst, int32_t vec) {
-    using Scheme = DeconvWinograd<W>;
     const int32_t phase_y = vec < row_vecs(p) ? 1 : 0, first = vec % row_vecs(p) * kWidth;
     for (int32_t s = 0; s < 2; ++s)
       for (int32_t c = 0; c < p.ci[s]; ++c)
@@ -64,45 +62,28 @@ struct DeconvLastWinograd {
         }
   }
 
-  // Tiles [first, first + count) of row `ty`.
-  static void gather_tiles(const Problem& p, const Args& args, char* a, int32_t ty, int32_t first, int32_t count) {
-    const RowBlocks blocks(count);
-    for (int32_t t = 0; t < count; ++t) {
-      const RowPlace place(blocks, t, k_of(p) / E::kChunk, kWholeK, 0);
-      int64_t k0 = 0;
-      for (int32_t s = 0; s < 2; k0 += p.ci_stored[s++])
-        if (p.ci_stored[s])
-          gather<E, W>(false, false, p, args.src[s], p.ci_stored[s], args.slope, W::kTile * ty - 1,
-                       W::kTile * (first + t) - 1, 1, a, position_bytes(p, count), &place, k0);
-    }
-  }
-
   static void multiply(const Problem& p, const Args& args, const char* a, float* c, int32_t count) {
     const RowBlocks blocks(count);
-    const int64_t chunks = k_of(p) / E::kChunk;
     const char* b = (const char*)args.weights;
     for (int32_t q = 0; q < kPositions; ++q)
-      for (int32_t panel = 0; panel < panels(p); ++panel, b += product_floats(p) * 4, c += matrix_floats(count))
+      for (int32_t panel = 0; panel < panels(p); ++panel, b += product_floats(p) * 4, c += Conv::output_floats(count, kPanel))
         for (int32_t block = 0; block < blocks.count; ++block) {
-          const int32_t start = blocks.start(block), size = blocks.size(block);
-          const char* rows = a + q * position_bytes(p, count) + start * k_of(p) * 4;
-          for (int64_t chunk = 0; chunk < chunks; chunk += kSumChunks)
-            choose_gemm<E>(size, kPanelVecs)(rows + chunk * size * 64, b + chunk * E::kChunk * kPanel * 4,
-                                             chunks - chunk < kSumChunks ? chunks - chunk : kSumChunks, c + start * kPanel,
-                                             kPanel, chunk > 0, b, 0);
+          const int32_t start = blocks.start(block);
+          multiply_block<E>(blocks.size(block), kPanelVecs, a + q * Conv::position_bytes(p, count) + start * Conv::k_of(p) * 4, b,
+                            Conv::lines_of(p), c + start * kPanel, kPanel, false, b, 0);
         }
   }
 
   // Outputs of the tiles into the six rows of the picture. The vectors of a window's row in descending order: only the last
   // one writes too far, into what the first one of the next window then writes.
   static void emit(const Problem& p, const float* c, const float* bias, float* rows, int32_t first, int32_t count) {
-    const int64_t matrix = panels(p) * matrix_floats(count), row = row_floats(p);
+    const int64_t panel = Conv::output_floats(count, kPanel), matrix = panels(p) * panel, row = row_floats(p);
     const int32_t vecs = row_vecs(p);
     for (int32_t t = 0; t < count; ++t)
       for (int32_t u = vecs - 1; u >= 0; --u)
         for (int32_t lower = 0; lower < 2; ++lower) {
           const int32_t vec = lower * vecs + u;
-          const float* points = c + vec / kPanelVecs * matrix_floats(count) + t * kPanel + vec % kPanelVecs * kWidth;
+          const float* points = c + vec / kPanelVecs * panel + t * kPanel + vec % kPanelVecs * kWidth;
           Vec half[W::kTile * kPoints];
 #pragma GCC unroll 4
           for (int j = 0; j < kPoints; ++j) output_column<W, W>(points + j * matrix, matrix, half + j, kPoints);
@@ -126,8 +107,8 @@ struct DeconvLastWinograd {
 
     const int32_t all = tiles(p.wi), block = block_tiles(p);
     for (int32_t first = 0; first < all; first += block) {
-      const int32_t count = all - first < block ? all - first : block;
-      gather_tiles(p, args, a, ty, first, count);
+      const int32_t count = all - first < block ? all - first : block, tile = ty * all + first;
+      Conv::gather_rows(p, args, a, tile, count, tile, count);
       multiply(p, args, a, c, count);
       emit(p, c, bias, rows, first, count);
     }

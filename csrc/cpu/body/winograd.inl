@@ -102,8 +102,8 @@ struct Winograd4 : OneShape {
   }
 };
 
-// The same for weights that are formed on the way, from plain taps or from columns of them: points 0, infinity, 1, -1/2, -2, and the ninths in the
-// input transform.
+// The same for weights that are formed on the way, from plain taps or from columns of them: points 0, infinity, 1, -1/2, -2,
+// and the ninths in the input transform.
 struct Winograd4Taps : OneShape {
   static constexpr int kTile = Winograd4::kTile, kPoints = Winograd4::kPoints;
   static inline void input(Vec* d) {
