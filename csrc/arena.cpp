@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 #include <numeric>
 #include <utility>
 
@@ -42,6 +41,11 @@ std::vector<int64_t> place(const std::vector<Lifetime>& buffers, int64_t alignme
 
 namespace {
 constexpr int64_t kHugePage = 2 << 20;
+
+[[noreturn]] void refuse(int64_t bytes) {
+  throw OutOfMemory(text("no memory for a block of ", (bytes + 999'999) / 1'000'000,
+                         " MB (weights, or a picture's activations): use smaller pictures, or fewer engines at once"));
+}
 }
 
 Memory::Memory(int64_t bytes) : bytes_(round_up(std::max<int64_t>(bytes, 64), 64)) {
@@ -49,7 +53,7 @@ Memory::Memory(int64_t bytes) : bytes_(round_up(std::max<int64_t>(bytes, 64), 64
     bytes_ = round_up(bytes_, kHugePage);
     // One page more, cut off again: mmap aligns to 4 KB only, a huge page must start at 2 MB.
     char* raw = (char*)mmap(nullptr, bytes_ + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (raw == MAP_FAILED) throw std::bad_alloc();
+    if (raw == MAP_FAILED) refuse(bytes_);
     data_ = (char*)round_up((int64_t)raw, kHugePage);
     if (data_ != raw) munmap(raw, data_ - raw);
     const int64_t tail = raw + bytes_ + kHugePage - (data_ + bytes_);
@@ -57,7 +61,7 @@ Memory::Memory(int64_t bytes) : bytes_(round_up(std::max<int64_t>(bytes, 64), 64
     madvise(data_, bytes_, MADV_HUGEPAGE);  // a wish: without huge pages everything still works
   } else {
     data_ = (char*)std::aligned_alloc(64, bytes_);
-    if (!data_) throw std::bad_alloc();
+    if (!data_) refuse(bytes_);
     std::memset(data_, 0, bytes_);
   }
 }

@@ -15,7 +15,7 @@ struct Lifetime {
 std::vector<int64_t> place(const std::vector<Lifetime>& buffers, int64_t alignment, int64_t* total_bytes);
 
 // Zeroed memory, 64-byte aligned; 2 MB and more by mmap with transparent huge pages asked for (fewer TLB misses on weights
-// that are streamed once per picture). Throws std::bad_alloc.
+// that are streamed once per picture). Throws OutOfMemory.
 class Memory {
  public:
   Memory() = default;

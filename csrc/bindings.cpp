@@ -228,17 +228,16 @@ class Engine {
   }
 
   void run(const py::array& src, const py::array& dst, std::pair<float, float> range, uint64_t frame, bool alone) {
-    p2p::CompiledModel& model = open();
+    const std::shared_ptr<p2p::CompiledModel> model = open();
     const p2p::ImageView in = view_of(src, "src", channels_in_, range, false);
     const p2p::ImageView out = view_of(dst, "dst", channels_out_, range, true);
     P2P_REQUIRE(in.n == out.n && in.h == out.h && in.w == out.w, "dst: expected the size of src, ", in.n, "x", in.h, "x",
                 in.w, ", got ", out.n, "x", out.h, "x", out.w);
     SignalCheck signals;
-    const std::shared_ptr<p2p::CompiledModel> keep = model_;  // close() in another thread must not pull it away
     bool finished;
     {
       py::gil_scoped_release release;
-      finished = alone ? model.run_alone(in, out, frame, &signals) : model.run(in, out, frame, &signals);
+      finished = alone ? model->run_alone(in, out, frame, &signals) : model->run(in, out, frame, &signals);
     }
     if (!finished) {
       P2P_ASSERT(signals.raised());
@@ -248,39 +247,38 @@ class Engine {
 
   py::list timed(int32_t h, int32_t w, int32_t repeats) {
     P2P_REQUIRE(repeats >= 1 && repeats <= 1000, "repeats: expected 1 to 1000, got ", repeats);
-    p2p::CompiledModel& model = open();
+    const std::shared_ptr<p2p::CompiledModel> model = open();
     std::vector<p2p::StepReport> found;
     {
       py::gil_scoped_release release;
-      found = model.timed(h, w, repeats);
+      found = model->timed(h, w, repeats);
     }
     return listed(found);
   }
 
   void run_on(const py::dict& src, const py::dict& dst, std::pair<float, float> range, uint64_t frame,
               std::optional<uintptr_t> stream) {
-    p2p::CompiledModel& model = open();
+    const std::shared_ptr<p2p::CompiledModel> model = open();
     const p2p::ImageView in = device_view_of(src, "src", channels_in_, range);
     const p2p::ImageView out = device_view_of(dst, "dst", channels_out_, range);
     P2P_REQUIRE(in.n == out.n && in.h == out.h && in.w == out.w, "dst: expected the size of src, ", in.n, "x", in.h, "x",
                 in.w, ", got ", out.n, "x", out.h, "x", out.w);
-    const std::shared_ptr<p2p::CompiledModel> keep = model_;
     py::gil_scoped_release release;
-    model.run_on(in, out, frame, stream);
+    model->run_on(in, out, frame, stream);
   }
 
   std::vector<double> time_graph(int32_t n, int32_t h, int32_t w, int32_t repeats, int64_t flush_bytes) {
     P2P_REQUIRE(repeats >= 1 && repeats <= 100000, "repeats: expected 1 to 100000, got ", repeats);
     P2P_REQUIRE(flush_bytes >= 0, "flush_bytes: expected 0 or more, got ", flush_bytes);
-    p2p::CompiledModel& model = open();
+    const std::shared_ptr<p2p::CompiledModel> model = open();
     py::gil_scoped_release release;
-    return model.timed_graph(n, h, w, repeats, flush_bytes);
+    return model->timed_graph(n, h, w, repeats, flush_bytes);
   }
 
-  int device() const { return open().device(); }
-  uintptr_t stream() const { return open().stream(); }
+  int device() const { return open()->device(); }
+  uintptr_t stream() const { return open()->stream(); }
 
-  py::list plan(int32_t h, int32_t w) { return listed(open().plan(h, w)); }
+  py::list plan(int32_t h, int32_t w) { return listed(open()->plan(h, w)); }
 
   static py::list listed(const std::vector<p2p::StepReport>& reports) {
     py::list steps;
@@ -294,13 +292,13 @@ class Engine {
   }
 
   py::dict activations(const py::array& src) {
-    p2p::CompiledModel& model = open();
+    const std::shared_ptr<p2p::CompiledModel> model = open();
     const p2p::ImageView in = view_of(src, "src", channels_in_, {-1.0f, 1.0f}, false);
     P2P_REQUIRE(in.type == p2p::PixelType::kF32 && in.n == 1, "src: expected one float32 picture in [-1, 1]");
     std::vector<p2p::Activation> found;
     {
       py::gil_scoped_release release;
-      found = model.activations(in);
+      found = model->activations(in);
     }
     py::dict result;
     for (const p2p::Activation& a : found)
@@ -310,7 +308,7 @@ class Engine {
   }
 
   py::dict stats() {
-    const p2p::ModelStats s = open().stats();
+    const p2p::ModelStats s = open()->stats();
     return py::dict("calls"_a = s.calls, "workspace_bytes"_a = s.workspace_bytes, "weight_bytes"_a = s.weight_bytes,
                     "load_seconds"_a = s.load_seconds, "isa"_a = s.isa, "threads"_a = s.threads,
                     "precision"_a = p2p::precision_name(s.precision));
@@ -319,9 +317,10 @@ class Engine {
   void close() { model_.reset(); }
 
  private:
-  p2p::CompiledModel& open() const {
+  // Shared with the call: close() in another thread must not pull the model away.
+  std::shared_ptr<p2p::CompiledModel> open() const {
     P2P_REQUIRE(model_, "the engine is closed");
-    return *model_;
+    return model_;
   }
 
   std::shared_ptr<p2p::CompiledModel> model_;
@@ -419,6 +418,8 @@ class Planes {
     uint8_t* start[3];
     for (int i = 0; i < 3; ++i) {
       held_.push_back(py::reinterpret_borrow<py::buffer>(buffers[i]).request(writeable));
+      P2P_REQUIRE(held_[i].ndim == 1 && held_[i].strides[0] == held_[i].itemsize, "plane ", i,
+                  ": expected a contiguous buffer of one dimension");
       const int64_t rows = i ? (size.first + chroma.second) >> chroma.second : size.first;
       const int64_t columns = i ? (size.second + chroma.first) >> chroma.first : size.second;
       const int64_t bytes = held_[i].size * held_[i].itemsize;

@@ -29,7 +29,7 @@ def dlpack(capsule: object) -> dict[str, Any]:
 def peaks(*, isa: str = "", precision: str = "f32", threads: int = 0) -> dict[str, float]:
     """{"flops", "bytes_per_second"} of this machine: the room's product on operands in cache, and reading 256 MB.
 
-    isa "": the room in use; threads 0: all usable CPUs. Takes about 0.1 s; repeated calls answer from memory.
+    isa "": the room in use; threads 0: all usable CPUs. Takes about half a second; repeated calls answer from memory.
     """
 
 def run_kernel(

@@ -35,6 +35,13 @@ class View:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def bounds(self) -> tuple[int, int]:
+        """The first byte and the one after the last."""
+        reach = [(n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)]
+        item = 1 if self.dtype == "uint8" else 4
+        first = self.pointer + sum(r for r in reach if r < 0)
+        return first, self.pointer + sum(r for r in reach if r > 0) + item
+
     def described(self) -> dict[str, Any]:
         """What _core.Engine.run_on takes."""
         return {
@@ -87,7 +94,18 @@ class DevicePicture:
         return Room(_nhwc(view, axes), lambda: out)
 
     def reads(self, target: View) -> bool:
-        """Never in the way: the last kernel alone writes, after all have read."""
+        """Never in the way: of one picture, and of a batch in place, the last kernel alone writes,
+        after all have read. A large batch goes in parts, so other overlaps are refused.
+
+        Errors: ValueError.
+        """
+        mine, theirs = self.pixels, target
+        if len(mine) > 1 and (mine.pointer, mine.strides) != (theirs.pointer, theirs.strides):
+            (first, end), (low, high) = mine.bounds(), theirs.bounds()
+            if first < high and low < end:
+                raise ValueError(
+                    "out: overlaps the batch without being the same memory in the same strides"
+                )
         return False
 
     def snapshot(self) -> DevicePicture:

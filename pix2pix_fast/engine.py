@@ -390,10 +390,18 @@ class Engine:
                 f"got {_brief(out)}"
             )
         results: list[Any] = []
+        taken: dict[int, Any] = {}  # pictures read before their turn
         frame = 0
         for index, (item, target) in enumerate(zip(items, outs, strict=True)):
             try:
-                picture = self._take(item, layout)
+                picture = taken.pop(index) if index in taken else self._take(item, layout)
+                if target is not None:  # which may be the memory of pictures to come
+                    room = picture.room(self._co, target)
+                    for later in range(index + 1, len(items)):
+                        if later not in taken:
+                            taken[later] = self._take(items[later], layout)
+                        if taken[later].reads(room.pixels):
+                            taken[later] = taken[later].snapshot()
                 results.append(self._translate(picture, target, value_range, frame))
             except Exception as error:
                 raise _named(error, f"image[{index}]") from error

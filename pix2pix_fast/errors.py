@@ -22,10 +22,6 @@ class DeviceError(P2PError, RuntimeError):
     """A GPU, its driver or its library failed while at work; the message says at what."""
 
 
-class Cancelled(P2PError):
-    """A call was told to stop before its result was ready."""
-
-
 class ForkError(P2PError, RuntimeError):
     """A child process met state that another thread of its parent held while it forked."""
 

@@ -195,6 +195,70 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), sum(1 for _ in stream))
     assert child(code) == "0 8"
 
 
+def test_a_call_within_a_call_of_the_same_thread() -> None:
+    """By a signal handler, which Python runs inside the call that it interrupts; it used to wait for itself."""
+    code = """
+import signal
+from pix2pix_fast import Engine
+from tiny import noise, tiny_model
+engine = Engine(tiny_model(), threads=2, size=(32, 32))
+small, large = noise((32, 32, 3)), noise((1024, 1024, 3))
+want, expected = engine.translate(small), engine.translate(large)
+results = []
+signal.signal(signal.SIGALRM, lambda *_: results.append(engine.translate(small)))
+while not results:
+    signal.setitimer(signal.ITIMER_REAL, 0.003)
+    assert (engine.translate(large) == expected).all()
+print(all((result == want).all() for result in results))
+"""
+    assert child(code) == "True"
+
+
+def test_a_fork_inside_a_call_ends_the_call_in_the_child() -> None:
+    code = """
+import os, signal
+from pix2pix_fast import Engine, ForkError
+from tiny import noise, tiny_model
+engine = Engine(tiny_model(), threads=2, size=(32, 32))
+large = noise((1024, 1024, 3))
+want = engine.translate(large)
+children, parent = [], os.getpid()
+def fork(*_):
+    children.append(os.fork())
+signal.signal(signal.SIGALRM, fork)
+code = None
+while not children:
+    signal.setitimer(signal.ITIMER_REAL, 0.003)
+    try:
+        good = (engine.translate(large) == want).all()
+    except ForkError:
+        good = os.getpid() != parent
+if os.getpid() != parent:
+    os._exit(0 if good and (engine.translate(large) == want).all() else 1)
+print(good, os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+"""
+    assert child(code) == "True 0"
+
+
+def test_threads_that_cannot_be_started_are_an_error() -> None:
+    code = """
+import resource
+from pathlib import Path
+from pix2pix_fast import BackendUnavailable, Engine
+from tiny import noise, tiny_model
+net = tiny_model()
+Engine(net, threads=1, size=(32, 32)).close()
+now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (300 << 20),) * 2)  # a thread's stack is 8 MB of it
+try:
+    Engine(net, threads=200, size=(32, 32))
+except BackendUnavailable as error:
+    print("of 200 threads could be started" in str(error))
+Engine(net, threads=2, size=(32, 32)).translate(noise((32, 32, 3)))
+"""
+    assert child(code) == "True"
+
+
 def test_forked_workers_of_multiprocessing(tmp_path: Path) -> None:
     """The usual ways: an engine made before the pool (fork), or one in each worker (spawn)."""
     script = tmp_path / "workers.py"

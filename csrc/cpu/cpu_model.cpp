@@ -22,8 +22,10 @@ namespace p2p::cpu {
 
 namespace {
 
-constexpr size_t kIdleExecutables = 4;  // sizes that stay warm
+constexpr size_t kIdleExecutables = 4;     // sizes that stay warm ...
+constexpr int64_t kIdleBytes = 2ll << 30;  // ... as long as their buffers take no more than this
 constexpr int64_t kPixelsMax = 1ll << 28;
+constexpr int kThreadsMax = 1024;
 
 class CpuModel;
 
@@ -37,6 +39,21 @@ std::unordered_set<CpuModel*>& models() {
   static auto* set = new std::unordered_set<CpuModel*>;
   return *set;
 }
+
+// One grey picture of the plan's size and room for its translation: it costs what any picture costs.
+struct GreyPicture {
+  GreyPicture(const Network& network, const Plan& plan)
+      : in((size_t)plan.h * plan.w * network.layers.front().ci, 128), out((size_t)plan.h * plan.w * network.channels_out()) {
+    src = view(in, plan, network.layers.front().ci);
+    dst = view(out, plan, network.channels_out());
+  }
+  static ImageView view(std::vector<uint8_t>& bytes, const Plan& plan, int32_t channels) {
+    return {(char*)bytes.data(), PixelType::kU8, 1, plan.h, plan.w, channels, 0, (int64_t)plan.w * channels, channels, 1,
+            -1.0f, 1.0f};
+  }
+  std::vector<uint8_t> in, out;
+  ImageView src, dst;
+};
 
 class CpuModel final : public CompiledModel {
  public:
@@ -59,12 +76,20 @@ class CpuModel final : public CompiledModel {
   struct Runtime {
     explicit Runtime(int threads) : threads(threads) {}
     int threads;
-    std::mutex call_lock;   // held through a call when the pool has workers
+    std::mutex call_lock;   // held through a call when the pool has workers ...
+    std::atomic<std::thread::id> caller{};  // ... by this thread
     std::mutex idle_lock;   // guards the rest
     std::unique_ptr<ThreadPool> pool;                    // started by the first call
     std::list<std::unique_ptr<Executable>> idle;         // most recent first
     std::list<std::unique_ptr<Executable>> idle_alone;   // of one thread, where the model has more
     int64_t calls = 0, workspace_bytes = 0;
+  };
+
+  // Names the calling thread for as long as it lives.
+  struct Caller {
+    explicit Caller(std::atomic<std::thread::id>* at) : at(at) { if (at) at->store(std::this_thread::get_id()); }
+    ~Caller() { if (at) at->store({}); }
+    std::atomic<std::thread::id>* at;
   };
 
   // A slot is a list of one node: moved between lists by splicing, so that a warm call allocates nothing.
@@ -94,10 +119,10 @@ CpuModel::CpuModel(Network network, WeightSource& weights, const CompileOptions&
     : network_(std::move(network)),
       dtype_(options.precision == Precision::kBF16 ? DType::kBF16 : DType::kF32),
       isa_(resolve_isa(options.isa)),
-      threads_(options.threads ? options.threads : usable_cpus()),
+      threads_(options.threads ? options.threads : std::min(usable_cpus(), kThreadsMax)),
       seed_(options.dropout_seed) {
   const auto start = std::chrono::steady_clock::now();
-  P2P_REQUIRE(threads_ >= 1 && threads_ <= 256, "threads must be 1..256, got ", threads_);
+  P2P_REQUIRE(threads_ >= 1 && threads_ <= kThreadsMax, "threads must be 1 to ", kThreadsMax, ", got ", threads_);
   if (dtype_ == DType::kBF16 && isa_ < Isa::kAvx512Bf16)
     throw BackendUnavailable(text("precision 'bf16' needs bf16 dot products (AVX512_BF16); the room in use is '",
                                   isa_name(isa_), "' on ", cpu_name(), ". Use precision='f32'"));
@@ -122,16 +147,17 @@ CpuModel::CpuModel(Network network, WeightSource& weights, const CompileOptions&
   }
   P2P_REQUIRE(forced.empty(), "kernels: there is no layer '", forced.begin()->first, "'");
 
-  runtime_ = new Runtime(threads_);
-  runtime_->pool = std::make_unique<ThreadPool>(threads_);
+  auto runtime = std::make_unique<Runtime>(threads_);
+  runtime->pool = std::make_unique<ThreadPool>(threads_);
   layers_.resize(count);
-  try {
-    for (int32_t i = 0; i < count; ++i) pack(i, weights.fetch(network_.layers[i]), *runtime_->pool);
-    release(*runtime_, acquire(*runtime_, options.h, options.w));
-  } catch (...) {
-    delete runtime_;
-    throw;
-  }
+  for (int32_t i = 0; i < count; ++i) pack(i, weights.fetch(network_.layers[i]), *runtime->pool);
+  Slots slot = acquire(*runtime, options.h, options.w);
+  // Touches every page of buffers and weights, which else the first call would.
+  const GreyPicture grey(network_, slot.front()->plan());
+  slot.front()->bind(grey.src.h, grey.src.w);
+  slot.front()->run(*runtime->pool, {&grey.src, &grey.dst, 0, 0, 0, nullptr, true, nullptr});
+  release(*runtime, std::move(slot));
+  runtime_ = runtime.release();
   load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   std::lock_guard<std::mutex> guard(models_lock());
@@ -195,10 +221,10 @@ void CpuModel::pack(int32_t index, const LayerTensors& tensors, ThreadPool& pool
 }
 
 Plan CpuModel::plan_for(int32_t h, int32_t w, bool keep) const {
-  P2P_REQUIRE(h >= 1 && w >= 1 && (int64_t)h * w <= kPixelsMax, "picture size ", h, "x", w, " is out of range");
   const int32_t multiple = network_.multiple();
-  return make_plan(network_, kernels_, (int32_t)round_up(h, multiple), (int32_t)round_up(w, multiple),
-                   plan_options(keep));
+  const int64_t padded_h = round_up(h, multiple), padded_w = round_up(w, multiple);
+  P2P_REQUIRE(h >= 1 && w >= 1 && padded_h * padded_w <= kPixelsMax, "picture size ", h, "x", w, " is out of range");
+  return make_plan(network_, kernels_, (int32_t)padded_h, (int32_t)padded_w, plan_options(keep));
 }
 
 CpuModel::Slots CpuModel::acquire(Runtime& runtime, int32_t h, int32_t w, bool alone) {
@@ -227,7 +253,10 @@ void CpuModel::release(Runtime& runtime, Slots slot, bool alone) {
   Slots& idle = alone ? runtime.idle_alone : runtime.idle;
   const size_t kept = alone ? (size_t)threads_ : kIdleExecutables + (threads_ == 1 ? 4 : 0);
   idle.splice(idle.begin(), slot);
-  while (idle.size() > kept) {
+  int64_t bytes = 0;
+  for (const auto& executable : idle) bytes += executable->bytes();
+  while (idle.size() > kept || (idle.size() > 1 && bytes > kIdleBytes)) {
+    bytes -= idle.back()->bytes();
     runtime.workspace_bytes -= idle.back()->bytes();
     idle.pop_back();
   }
@@ -235,6 +264,9 @@ void CpuModel::release(Runtime& runtime, Slots slot, bool alone) {
 
 bool CpuModel::run(const ImageView& src, const ImageView& dst, uint64_t frame, Interrupt* interrupt) {
   Runtime& runtime = *runtime_;
+  // A signal handler's call, inside a call of the same thread: the pool is that call's.
+  if (runtime.caller.load(std::memory_order_relaxed) == std::this_thread::get_id())
+    return run_alone(src, dst, frame, interrupt);
   // With workers, calls take turns: each has all threads. With one thread, every caller computes on its own.
   std::unique_lock<std::mutex> turn(runtime.call_lock, std::defer_lock);
   ThreadPool* pool;
@@ -246,6 +278,7 @@ bool CpuModel::run(const ImageView& src, const ImageView& dst, uint64_t frame, I
   } else {
     pool = &own.emplace(1);
   }
+  const Caller caller(turn.owns_lock() ? &runtime.caller : nullptr);
   return run_in(runtime, *pool, false, src, dst, frame, interrupt);
 }
 
@@ -293,16 +326,12 @@ std::vector<StepReport> CpuModel::plan(int32_t h, int32_t w) { return report(pla
 
 std::vector<StepReport> CpuModel::timed(int32_t h, int32_t w, int32_t repeats) {
   Executable executable(network_, layers_, plan_for(h, w, false), threads_);
-  executable.bind(h, w);
-  const int32_t ci = network_.layers.front().ci, co = network_.channels_out();
-  const std::vector<float> grey((size_t)h * w * ci);
-  std::vector<float> picture((size_t)h * w * co);
-  const ImageView src{(char*)grey.data(), PixelType::kF32, 1, h, w, ci, 0, (int64_t)w * ci * 4, (int64_t)ci * 4, 4, -1.0f, 1.0f};
-  const ImageView dst{(char*)picture.data(), PixelType::kF32, 1, h, w, co, 0, (int64_t)w * co * 4, (int64_t)co * 4, 4, -1.0f, 1.0f};
+  const GreyPicture grey(network_, executable.plan());
+  executable.bind(grey.src.h, grey.src.w);
   ThreadPool pool(threads_);
   std::vector<double> best, step_us(network_.layers.size());
   for (int32_t r = 0; r <= repeats; ++r) {  // the first one warms up
-    executable.run(pool, {&src, &dst, 0, 0, seed_.value_or(0), nullptr, true, &step_us});
+    executable.run(pool, {&grey.src, &grey.dst, 0, 0, seed_.value_or(0), nullptr, true, &step_us});
     if (r == 1) best = step_us;
     for (size_t i = 0; i < best.size(); ++i) best[i] = std::min(best[i], step_us[i]);
   }

@@ -63,6 +63,7 @@ bool Executable::run(ThreadPool& pool, const Call& call) {
   for (Counter& counter : counters_) counter.next.store(0, std::memory_order_relaxed);
   stop_wanted_.store(false, std::memory_order_relaxed);
   stopped_ = false;
+  process_ = getpid();
   if (call_.step_us) phase_start_ = std::chrono::steady_clock::now();
   pool.run([](void* self, int thread) { ((Executable*)self)->work(thread); }, this);
   return !stopped_;
@@ -91,7 +92,11 @@ void Executable::work(int thread) {
             step.kernel->run(step.problem, args_[s], phase, item, scratch);
         }
       }
-      if (thread == 0 && call_.interrupt && call_.interrupt->requested()) stop_wanted_.store(true);
+      if (thread == 0 && call_.interrupt) {
+        if (call_.interrupt->requested()) stop_wanted_.store(true);
+        if (threads_ > 1 && getpid() != process_)  // a handler forked: the other threads are not here to be waited for
+          throw ForkError("this process was forked inside a call by a signal handler: the call cannot go on here; new calls can");
+      }
       barrier_.arrive([&] { finish_phase(s, phase, phases); });
       if (stopped_) return;
     }

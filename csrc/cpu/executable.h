@@ -1,6 +1,8 @@
 // One plan with its buffers: serves one call at a time, shares the model's packed weights with its siblings, allocates
 // nothing while it runs.
 #pragma once
+#include <sys/types.h>
+
 #include <atomic>
 #include <chrono>
 #include <vector>
@@ -40,7 +42,7 @@ class Executable {
     bool tanh;                // false: raw output of the last layer
     std::vector<double>* step_us;  // null, or room for one value per step
   };
-  // One picture. False when interrupted.
+  // One picture. False when interrupted. ForkError in the child of a fork that a signal handler made meanwhile.
   bool run(ThreadPool& pool, const Call& call);
 
  private:
@@ -65,6 +67,7 @@ class Executable {
   BoundPicture picture_{};
   Call call_{};
   std::atomic<bool> stop_wanted_{false};
+  pid_t process_ = 0;     // that the call began in
   bool stopped_ = false;  // written inside barriers only, so that all threads agree
   std::chrono::steady_clock::time_point phase_start_;
 };

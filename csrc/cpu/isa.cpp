@@ -7,6 +7,8 @@
 #include <unistd.h>
 #endif
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <thread>
@@ -17,7 +19,7 @@
 namespace p2p::cpu {
 
 namespace {
-#if defined(P2P_ROOM_AMX)
+#if defined(P2P_ROOM_AMX) && !defined(P2P_EMULATE)
 // CPUID leaf 7, and the kernel's leave: tile registers are off in a process until it asks for them (8 KB of state a thread).
 bool amx_granted() {
   constexpr long kGetSupported = 0x1021, kRequest = 0x1023, kTileData = 18;
@@ -46,7 +48,9 @@ const char* isa_name(Isa isa) {
 
 // The compiler's builtin asks CPUID and, for AVX and AVX-512, XGETBV: registers that the OS does not save do not count.
 bool can_run(Isa isa) {
-#if defined(__x86_64__)
+#if defined(P2P_EMULATE)  // tests/cpp/emulated_avx512.h
+  return isa == Isa::kScalar || (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+#elif defined(__x86_64__)
   switch (isa) {
     case Isa::kScalar: return true;
     case Isa::kAvx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -110,12 +114,27 @@ std::string cpu_name() {
   return "unknown CPU";
 }
 
+namespace {
+// A container's share of the CPUs' time, rounded up to whole ones (control groups v2, then v1); 0: not limited.
+int cpu_quota() {
+  double quota = 0, period = 0;
+  if (std::ifstream two("/sys/fs/cgroup/cpu.max"); two >> quota >> period) {  // "max" is no number
+  } else {
+    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") >> quota;  // -1 where not limited
+    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_period_us") >> period;
+  }
+  return quota > 0 && period > 0 ? std::max(1, (int)std::ceil(quota / period)) : 0;
+}
+}  // namespace
+
+// A thread beyond the quota would only use it up, and the kernel would then stop all of them till the next period.
 int usable_cpus() {
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
-  const unsigned n = std::thread::hardware_concurrency();
-  return n ? (int)n : 1;
+  int count = (int)std::thread::hardware_concurrency();
+  if (sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) > 0) count = CPU_COUNT(&set);
+  const int quota = cpu_quota();
+  return std::max(1, quota ? std::min(count, quota) : count);
 }
 
 }  // namespace p2p::cpu

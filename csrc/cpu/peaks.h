@@ -7,7 +7,7 @@
 
 namespace p2p::cpu {
 
-// Arithmetic: the room's own product kernel on operands that stay in L1/L2. Memory: reading 256 MB once. About 0.1 s,
+// Arithmetic: the room's own product kernel on operands that stay in L1/L2. Memory: reading 256 MB once. About half a second,
 // repeated calls for the same room and thread count answer from memory.
 Peaks measured_peaks(Isa isa, DType dtype, ThreadPool& pool);
 

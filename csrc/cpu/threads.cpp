@@ -1,5 +1,9 @@
 #include "threads.h"
 
+#include <system_error>
+
+#include "../check.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -26,10 +30,19 @@ inline void pause() {
 
 ThreadPool::ThreadPool(int threads) : size_(threads) {
   workers_.reserve(threads - 1);
-  for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { worker(t); });
+  try {
+    for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { worker(t); });
+  } catch (const std::system_error& error) {
+    const size_t started = workers_.size() + 1;
+    join();
+    throw BackendUnavailable(text("only ", started, " of ", threads, " threads could be started (", error.code().message(),
+                                  "): ask for fewer threads, or raise the limit on processes or memory"));
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { join(); }
+
+void ThreadPool::join() {
   stop_.store(true, std::memory_order_relaxed);
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();

@@ -14,7 +14,7 @@ namespace p2p::cpu {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);  // threads >= 1; starts threads - 1 workers
+  explicit ThreadPool(int threads);  // threads >= 1; starts threads - 1 workers, or none and BackendUnavailable
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -22,12 +22,13 @@ class ThreadPool {
   int size() const { return size_; }
 
   // Calls work(context, thread) on every thread; returns when all have returned. Not reentrant: the caller serialises.
-  // `work` must not throw.
+  // `work` must not throw but for thread 0 in a forked child, where the others do not exist: that ends the call.
   using Work = void (*)(void* context, int thread);
   void run(Work work, void* context);
 
  private:
   void worker(int thread);
+  void join();
 
   const int size_;
   std::vector<std::thread> workers_;
