@@ -1,7 +1,8 @@
 // The border between the caller's pictures and the engine's rows of floats in [-1, 1].
 //
 // In:  uint8 x / 127.5 - 1, uint16 x / 32767.5 - 1, float32 from [low, high] to [-1, 1].
-// Out: the inverse, clamped; floats are rounded to the nearest integer, ties to even. Reference: np.rint((y + 1) * 127.5).
+// Out: the inverse. Integers are clamped and rounded to the nearest, ties to even (reference: np.rint((y + 1) * 127.5)); floats
+// stay as they are, so a network without tanh may leave the range and a NaN is seen.
 // Sizes that are no multiple of 2^depth are padded by reflection at the bottom and the right and cropped back;
 // np.pad(mode="reflect") is the rule (an axis of one pixel repeats it).
 #pragma once

@@ -336,11 +336,11 @@ def to_signed(pixels: np.ndarray, value_range: tuple[float, float]) -> np.ndarra
 def from_signed(
     values: np.ndarray, dtype: np.dtype[Any], value_range: tuple[float, float]
 ) -> np.ndarray:
-    """The reverse, clamped; a NaN becomes the bottom of the range."""
-    unit = np.fmin(np.fmax(values, np.float32(-1)), np.float32(1)) + np.float32(1)
+    """The reverse. Integers are clamped, a NaN becomes their 0; floats stay as they are."""
     if dtype.kind == "u":
+        unit = np.fmin(np.fmax(values, np.float32(-1)), np.float32(1)) + np.float32(1)
         levels: np.ndarray = np.rint(unit * np.float32(np.iinfo(dtype).max / 2)).astype(dtype)
         return levels
     low, high = value_range
-    result: np.ndarray = unit * np.float32((high - low) / 2) + np.float32(low)
+    result: np.ndarray = (values + np.float32(1)) * np.float32((high - low) / 2) + np.float32(low)
     return result

@@ -132,8 +132,54 @@ def test_a_bad_picture_spoils_only_itself(engine: Engine) -> None:
         spoilt[1] = bad
         result = engine.translate(spoilt)
         np.testing.assert_array_equal(result[[0, 2, 3]], want[[0, 2, 3]])
+        if not np.isfinite(bad):
+            assert np.isnan(result[1]).all()  # seen, not smoothed into a plausible picture
     constant = engine.translate(np.full((16, 16, 3), 0.5, np.float32))
     assert np.isfinite(constant).all()
+
+
+def test_one_bad_pixel_is_seen_everywhere() -> None:
+    for room in _core.cpu()["runnable"]:
+        core = _core.Engine(
+            tiny_model().layers("image"), tiny_model().core_tensors("image"), isa=room, size=(24, 32)
+        )
+        picture = noise((1, 24, 32, 3), "float32")
+        picture[0, 3, 4, 1] = np.nan
+        result = np.zeros_like(picture)
+        core.run(picture, result)
+        assert np.isnan(result).all(), room
+
+
+def test_an_out_may_be_another_picture_of_the_list(engine: Engine) -> None:
+    a, b, c = (noise((16, 16, 3), seed=seed) for seed in range(3))
+    want = [engine.translate(picture) for picture in (a, b, c)]
+    results = engine.translate([a, b, c], out=[b, c, a])
+    for result, expected in zip(results, want, strict=True):
+        np.testing.assert_array_equal(result, expected)
+    whole = np.stack([noise((16, 16, 3), seed=seed) for seed in range(4)])
+    want = list(engine.translate(whole))
+    results = engine.translate(list(whole), out=list(whole[::-1]))
+    for result, expected in zip(results, want, strict=True):
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_closing_during_private_timing_is_safe() -> None:
+    """The core's own handle keeps the model alive through a call (it crashed)."""
+    code = """
+import threading, time
+from pix2pix_fast import _core
+from tiny import tiny_model
+net = tiny_model()
+for _ in range(20):
+    core = _core.Engine(net.layers("image"), net.core_tensors("image"), size=(64, 64))
+    thread = threading.Thread(target=lambda: core.timed(64, 64, 200))
+    thread.start()
+    time.sleep(0.002)
+    core.close()
+    thread.join()
+print("alive")
+"""
+    assert child(code) == "alive"
 
 
 def test_mixed_lists_keep_order_and_kind(engine: Engine) -> None:

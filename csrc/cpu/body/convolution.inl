@@ -122,7 +122,7 @@ struct Statistics {
   inline void write(float* stats, int32_t co_stored) const {
     const Vec n = broadcast((float)count);
     const Vec offset = count ? div(sum, n) : zero();
-    const Vec deviations = count ? max(sub(squares, mul(sum, offset)), zero()) : zero();
+    const Vec deviations = count ? max(zero(), sub(squares, mul(sum, offset))) : zero();  // keeps a NaN
     store(stats, count ? add(shift, offset) : zero());
     store(stats + co_stored, deviations);
     store(stats + 2 * (int64_t)co_stored, n);

@@ -10,7 +10,7 @@ constexpr int kLastWindows = 16;  // windows of an item: 17 input rows, 32 outpu
 
 // tanh by 1 - 2 / (exp(2x) + 1) with exp = 2^n * polynomial(f), |f| <= 1/2. Absolute error below 2e-7 (test_kernels.py).
 inline Vec tanh(Vec x) {
-  const Vec clamped = min(max(x, broadcast(-9.5f)), broadcast(9.5f));
+  const Vec clamped = min(broadcast(9.5f), max(broadcast(-9.5f), x));  // in this order a NaN stays one
   const Vec scaled = mul(clamped, broadcast(2.885390082f));  // 2 log2(e)
   const Vec n = round_nearest(scaled);
   const Vec f = sub(scaled, n);
