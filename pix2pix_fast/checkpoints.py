@@ -31,6 +31,7 @@ TORCH_FLOOR = (2, 10)  # CVE-2025-32434 and CVE-2026-24747 broke the safe loadin
 MAX_PICKLE_BYTES = 1 << 20  # of one zip checkpoint; a U-Net's takes 20 KB
 MAX_DIRECTORY_BYTES = 1 << 20  # of a zip; a U-Net's takes 10 KB
 MAX_ENTRIES = 8192
+MOST_BLOCKS = 8  # inside each other, of a U-Net of 9 levels
 
 KNOWN = (
     "our safetensors; junyanz's U-Nets as .pth or safetensors; TensorFlow.js layers folders; "
@@ -158,7 +159,7 @@ def infer(shapes: Mapping[str, Shape], where: str) -> Found:
     )
     if root is None:
         raise ModelFormatError(f"{where}: {_other_network(plain, shapes)}")
-    convs, norms = _places(root, plain, shapes)
+    convs, norms = _places(root, plain, shapes, where)
     depth = len(convs) // 2
 
     def shape_of(layer: str) -> Shape:
@@ -231,11 +232,16 @@ def _strip_prefixes(names: Iterable[str]) -> dict[str, str]:
 
 
 def _places(
-    root: str, plain: Mapping[str, str], shapes: Mapping[str, Shape]
+    root: str, plain: Mapping[str, str], shapes: Mapping[str, Shape], where: str
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Where each layer's convolution and norm stand, by our names; the norms may be absent."""
     blocks = [root + "1.model."]
     while any(name.startswith(blocks[-1] + "3.model.") for name in plain):
+        if len(blocks) == MOST_BLOCKS:  # a name of a megabyte may nest a hundred thousand deep
+            raise ModelFormatError(
+                f"{where}: more than {MOST_BLOCKS + 1} levels of U-Net blocks inside each other; "
+                f"this engine runs at most {MOST_BLOCKS + 1}"
+            )
         blocks.append(blocks[-1] + "3.model.")
     n, innermost = len(blocks) + 1, blocks[-1]
     convs = {"e1": root + "0", f"d{n}": root + "3"}

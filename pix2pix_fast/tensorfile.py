@@ -195,7 +195,8 @@ def read_raw(stream: BinaryIO, entry: Entry, where: str) -> Array:
         if not count:
             raise ModelFormatError(f"{where}: the file became shorter while it was read")
         done += count
-    return np.frombuffer(buffer, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+    dtype = "<f8" if entry.dtype == "F64" else DTYPES[entry.dtype]  # F64: foreign files' alone
+    return np.frombuffer(buffer, dtype=dtype).reshape(entry.shape)
 
 
 @contextmanager
@@ -272,9 +273,11 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(final)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             part.unlink()
+        if isinstance(error, OSError) and error.filename == str(part):
+            error.filename = str(final)  # the name that the caller knows
         raise
     if os.name == "posix":  # the rename itself must survive a power cut
         handle = os.open(final.parent, os.O_RDONLY)

@@ -516,6 +516,8 @@ def _files(paths: Any, folder: Path, where: str) -> list[tuple[Path, int]]:
             raise ModelFormatError(f"{where}: weight path {show(text)} is a link out of the folder")
         if not path.is_file():
             raise ModelFormatError(f"{where}: weight file {show(text)} is missing")
+        if any(path.samefile(other) for other, _ in files):
+            raise ModelFormatError(f"{where}: weight file {show(text)} is named twice")
         files.append((path, path.stat().st_size))
     return files
 

@@ -12,6 +12,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -210,12 +211,30 @@ def test_junyanz_names_in_foreign_safetensors(tmp_path: Path) -> None:
     save_file = pytest.importorskip("safetensors.torch").save_file
     _, state = state_of()
     expected = checkpoints.read(write(state, tmp_path / "a.pth"))
-    for name, change in (("plain", dict), ("bf16", lambda s: half(s, "bfloat16"))):
+    changes = (
+        ("plain", dict),
+        ("double", lambda s: half(s, "float64")),
+        ("bf16", lambda s: half(s, "bfloat16")),
+    )
+    for name, change in changes:
         save_file(prefixed(change(state), "module."), tmp_path / f"{name}.safetensors")
         found = checkpoints.read(tmp_path / f"{name}.safetensors")
         assert found.architecture == expected.architecture
         for tensor, value in expected.tensors.items():
-            assert np.allclose(found.tensors[tensor], value, atol=0 if name == "plain" else 0.01)
+            assert np.allclose(found.tensors[tensor], value, atol=0.01 if name == "bf16" else 0)
+
+
+def test_deep_nests_of_names_cost_nothing() -> None:
+    """A name of 60 KB took a gigabyte of prefixes of itself."""
+    deep = "model.1.model." + "3.model." * 8000 + "0.weight"
+    shapes = {"model.1.model.1.weight": (8, 3, 4, 4), deep: (8, 8, 4, 4)}
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelFormatError, match="more than 9 levels"):
+            checkpoints.infer(shapes, "x")
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 # What is no U-Net, said by name -------------------------------------------------------------------
@@ -346,7 +365,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         broken(lambda s: s.update({B1 + "1.weight": s[B1 + "1.weight"].double() * 1e300})),
         "has NaN or infinite",
     ),
-    "ten levels": (broken(lambda s: None, num_downs=10, ngf=1), "depth must be a whole number"),
+    "ten levels": (broken(lambda s: None, num_downs=10, ngf=1), "more than 9 levels of U-Net blocks"),
 }
 
 
@@ -684,6 +703,7 @@ TFJS_BAD: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
     "NUL": (paths_case("a\0b"), "leaves the folder"),
     "path number": (paths_case(3), "paths of a weight group must be texts"),
     "no such file": (paths_case("shard3"), "'shard3' is missing"),
+    "file twice": (paths_case("shard1", "./shard1"), "'./shard1' is named twice"),
     "a folder": (paths_case("sub"), "'sub' is missing"),
     "link out": (link_out, "is a link out of the folder"),
     "too few bytes": (paths_case("shard1"), "hold 1000 bytes, their weights take"),
