@@ -36,15 +36,18 @@ def kernels(model: Model, options: Options) -> Kernels:
     key = _key(model, options)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = folder() / f"{name}.json"
-    known = _read(path, key)
+    known = _read(path, key, model, options)
     if known is not None:
         log.info("tuned kernels from %s", path)
         return known
     found = measure(model, options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as stream:
-        stream.write(json.dumps({"key": key, "kernels": found}, indent=1).encode())
-    log.info("tuned kernels written to %s", path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as stream:
+            stream.write(json.dumps({"key": key, "kernels": found}, indent=1).encode())
+        log.info("tuned kernels written to %s", path)
+    except OSError as error:  # what was measured is good, and will be measured again next time
+        log.warning("the tuned kernels could not be kept: %s", error)
     return found
 
 
@@ -86,9 +89,7 @@ def measure(model: Model, options: Options) -> Kernels:
 
 def _trials(chosen: Mapping[str, dict[str, Any]], options: Options) -> list[Kernels]:
     """One network per algorithm and room, with it in every layer that can have it."""
-    rooms = list(_core.cpu()["runnable"])
-    best = options.isa or _core.cpu()["isa"]
-    runnable = rooms[: rooms.index(best) + 1]
+    runnable = _rooms(options)
     trials: dict[tuple[str, str], Kernels] = {}
     for kernel in _core.kernels():
         room, name = kernel.split("/")
@@ -101,6 +102,12 @@ def _trials(chosen: Mapping[str, dict[str, Any]], options: Options) -> list[Kern
             if fits and kernel != step["kernel"]:
                 trials.setdefault((room, algorithm), {})[layer] = kernel
     return list(trials.values())
+
+
+def _rooms(options: Options) -> list[str]:
+    """The rooms up to the one asked for."""
+    rooms = list(_core.cpu()["runnable"])
+    return rooms[: rooms.index(options.isa or _core.cpu()["isa"]) + 1]
 
 
 def end_of(algorithm: str) -> str:
@@ -129,15 +136,23 @@ def _key(model: Model, options: Options) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, key: dict[str, Any]) -> Kernels | None:
+def _read(path: Path, key: dict[str, Any], model: Model, options: Options) -> Kernels | None:
     """None where there is no result, or one that does not fit: it is measured again then."""
     try:
         document = json.loads(path.read_text())
         if document["key"] != key:
             return None
         found = document["kernels"]
-        ids = set(_core.kernels())
-        if all(isinstance(k, str) and v in ids for k, v in found.items()):
+        ids, dtype = set(_core.kernels()), _precision(options)
+        ops = {layer["name"]: layer["op"] for layer in model.layers(options.norm)}
+        rooms = _rooms(options)
+        if all(
+            kernel in ids
+            and kernel.split("/")[0] in rooms
+            and kernel.split("/")[1].split("_")[0] == ops[layer]
+            and kernel.endswith("_" + dtype)
+            for layer, kernel in found.items()
+        ):
             return dict(found)
     except FileNotFoundError:
         return None

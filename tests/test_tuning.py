@@ -31,6 +31,37 @@ def test_result_is_kept_and_read_again(cache: Path, monkeypatch: pytest.MonkeyPa
     assert tuning.kernels(model, options()) == found
 
 
+def test_a_cache_that_cannot_be_written_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("P2P_TUNE_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(tuning, "measure", lambda *_: {"e2": "chosen"})
+    assert tuning.kernels(tiny_model(), options()) == {"e2": "chosen"}
+    assert "could not be kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "kernels",
+    [
+        {"zz": "scalar/conv4x4s2_direct_f32"},  # no such layer
+        {"d2": "scalar/conv4x4s2_direct_f32"},  # another operation
+        {"e2": "amx/conv4x4s2_direct_bf16"},  # another precision, and a room that f32 never uses
+        {"e2": 3},
+        ["e2"],
+    ],
+)
+def test_kernels_that_do_not_fit_are_measured_again(cache: Path, kernels: object) -> None:
+    model = tiny_model(depth=4)
+    found = tuning.kernels(model, options())
+    (path,) = cache.iterdir()
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"kernels": kernels}))
+    assert isinstance(tuning.kernels(model, options()), dict)
+    assert json.loads(path.read_text())["kernels"] != kernels
+    assert found.keys() <= {"e1", "e2", "e3", "e4", "d1", "d2", "d3", "d4"}
+
+
 def test_another_machine_size_or_network_is_another_result(cache: Path) -> None:
     tuning.kernels(tiny_model(depth=3), options())
     tuning.kernels(tiny_model(depth=3), options(size=(64, 64)))
