@@ -200,7 +200,12 @@ def _items(source: str, out: str | None = None) -> Iterator[_Item]:
             yield _Item(str(path), path.relative_to(fixed))
     elif source.lower().endswith(".txt") and Path(source).is_file():
         lines = Path(source).read_text("utf-8", "surrogateescape").splitlines()
-        for line in filter(None, map(str.strip, lines)):
+        named = list(filter(None, map(str.strip, lines)))
+        if not named:
+            raise click.UsageError(f"{_plain(source)} names no picture")
+        if "-" in named:
+            raise click.UsageError(f"{_plain(source)} names -, but a list cannot take stdin")
+        for line in named:
             yield _Item(line, Path(Path(line).name))
     else:
         yield _Item(source, Path(Path(source).name))
@@ -278,7 +283,7 @@ def _translate_all(
                 _check_target(item.source, target, taken, overwrite)
                 data = sys.stdin.buffer.read() if item.source == "-" else ""
                 start = time.perf_counter()
-                result: Any = engine.translate(data or item.source)
+                result: Any = engine.translate(data if item.source == "-" else item.source)
                 ms = (time.perf_counter() - start) * 1e3
             except Exception as error:
                 finish(0)  # in order

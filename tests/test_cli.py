@@ -233,6 +233,8 @@ def test_options_reach_the_engine(run: Run, path: str, tmp_path: Path) -> None:
         (("MODEL", "a.png", "-o", "text.md"), "is a file, and no picture file"),
         (("MODEL", "*.gif", "-o", "out"), "no file matches *.gif"),
         (("MODEL", "empty", "-o", "out"), "no pictures (.png"),
+        (("MODEL", "none.txt", "-o", "out"), "none.txt names no picture"),
+        (("MODEL", "stdin.txt", "-o", "out"), "a list cannot take stdin"),
         (("MODEL", "a.png", "-o", "b.png", "--threads", "0"), "'--threads'"),
         (("MODEL", "a.png", "-o", "b.png", "--norm", "batch"), "'--norm'"),
         (("MODEL", "a.png", "-o", "b.png", "--colour"), "No such option"),
@@ -243,6 +245,8 @@ def test_wrong_usage(run: Run, path: str, tmp_path: Path, arguments: Any, words:
     draw(tmp_path / "folder/a.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.md").write_text("")
+    (tmp_path / "none.txt").write_text("\n \n")
+    (tmp_path / "stdin.txt").write_text("a.png\n-\n")
     result = run("translate", *(path if word == "MODEL" else word for word in arguments))
     assert result.exit_code == 2
     assert words in result.stderr
