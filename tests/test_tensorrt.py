@@ -139,8 +139,8 @@ def test_every_net_builds_by_both_deconvolutions(name: str) -> None:
 @pytest.mark.parametrize("precision", ["f32", "f16", "bf16"])
 def test_building_twice_gives_the_same_engine(precision: str, pixels: str) -> None:
     """Not always the same bytes: with uint8 pixels tensorrt_rtx 1.7 differed by 0 to 131 bytes of 3
-    million (the one difference looked at: neighbouring ids of values swapped). Less than a thousandth may differ; with
-    the weights of another model much more does."""
+    million (the one difference looked at: neighbouring ids of values swapped), on another day by 8,900 every other time.
+    Less than a hundredth may differ; with the weights of another model a twentieth does."""
     model, profile = random_model(BASE), Profile((64, 64), (64, 64))
     form = Form(precision, pixels=pixels)
     first, second = (
@@ -148,10 +148,10 @@ def test_building_twice_gives_the_same_engine(precision: str, pixels: str) -> No
         for net in (model, model)
     )
     assert first.size == second.size
-    assert np.count_nonzero(first != second) < first.size / 1000
+    assert np.count_nonzero(first != second) < first.size / 100
     other = random_model(BASE, seed=1)
     third = np.frombuffer(tensorrt.build(rtx, other, form, profile, capability="8.9"), np.uint8)
-    assert third.size != first.size or np.count_nonzero(first != third) > 10_000
+    assert third.size != first.size or np.count_nonzero(first != third) > first.size / 30
 
 
 @needs_rtx
