@@ -1,6 +1,6 @@
 """The rooms that this CPU lacks instructions for (AVX-512, its bf16, AMX), built out of AVX2's
-(tests/cpp/emulated_avx512.h) and put through the tests of kernels and networks: what another CPU
-would compute is known on this one. Native rooms are tested natively, by the same tests."""
+(tests/cpp/emulated_avx512.h) and put through the tests of kernels and, with P2P_EXHAUSTIVE=1, of
+networks: what another CPU would compute is known on this one. Native rooms are tested natively, by the same tests."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 PYTEST = str(Path(sys.executable).parent / "pytest")  # `python -m` would find the source folder first
 EMULATED = [room for room in ("avx512", "avx512bf16", "amx") if room not in _core.cpu()["runnable"]]
+MODULES = 3 if int(os.environ.get("P2P_EXHAUSTIVE", "0")) else 1  # whole networks take minutes more
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(package.parent)}
 
 
-@pytest.mark.parametrize("module", ["test_kernels.py", "test_network.py", "test_layers.py"])
+@pytest.mark.parametrize("module", ["test_kernels.py", "test_layers.py", "test_network.py"][:MODULES])
 def test_emulated_rooms(module: str, environment: dict[str, str]) -> None:
     done = subprocess.run(
         [PYTEST, "-q", "-p", "no:cacheprovider", f"tests/{module}",
