@@ -230,6 +230,61 @@ def test_a_picture_that_breaks_later_costs_nothing(pairs, tmp_path):
     assert bad.stat().st_size == size
 
 
+def test_trouble_with_a_held_out_picture_costs_neither_epoch_nor_run(tmp_path, caplog):
+    write_arrays(tmp_path / "data")
+    (tmp_path / "data" / "val").mkdir()
+    for i in range(2):
+        draw(tmp_path / "data" / "val" / f"{i}.bmp", seed=i)
+    bad = tmp_path / "data" / "val" / "1.bmp"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: len(whole) // 2])  # the header still reads
+    with caplog.at_level("WARNING", "pix2pix_fast.train"):
+        train(tiny(), tmp_path / "data", tmp_path / "run", quiet=True)
+    assert "1.bmp: not a readable picture" in caplog.text
+    assert state.load(tmp_path / "run" / "last.pt")["step"] == 12
+    events = [e["event"] for e in read_log(tmp_path / "run")]
+    assert events.count("held_out_trouble") == 3 and "evaluate" not in events
+
+
+def test_the_state_is_saved_before_the_held_out_pictures_are_looked_at(
+    pairs, tmp_path, monkeypatch
+):
+    def broken(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "sample", broken)
+    with pytest.raises(MemoryError):
+        train(tiny(), pairs, tmp_path / "run", quiet=True)
+    assert state.load(tmp_path / "run" / "last.pt")["step"] == 5
+
+
+def test_no_look_is_taken_where_none_is_wanted(pairs, tmp_path):
+    values = tiny(sample_every=0, evaluate_every=0, epochs=1, decay_epochs=0)
+    train(values, pairs, tmp_path, quiet=True)
+    assert "evaluate" not in [e["event"] for e in read_log(tmp_path)]
+    assert not (tmp_path / "samples").exists() and not (tmp_path / "best.pt").exists()
+
+
+def test_the_best_figure_survives_a_resume(pairs, tmp_path):
+    train(tiny(), pairs, tmp_path, max_steps=5, quiet=True)
+    saved = [state.load(tmp_path / f"{name}.pt")["history"] for name in ("last", "best")]
+    assert saved[0]["best_l1"] == saved[1]["best_l1"] < 1
+    assert saved[0]["metrics"] == saved[1]["metrics"]
+
+
+def test_a_grown_held_out_set_starts_the_gallery_anew(tmp_path):
+    for split, count in (("train", 5), ("val", 2)):
+        (tmp_path / split).mkdir()
+        for i in range(count):
+            draw(tmp_path / split / f"{i}.png", seed=i)
+    run = tmp_path / "run"
+    train(tiny(), tmp_path, run, max_steps=5, quiet=True)
+    draw(tmp_path / "val" / "2.png", seed=2)
+    train(tiny(), tmp_path, run, resume=True, quiet=True)
+    page = (run / "gallery.html").read_text()
+    assert page.count("<img") == 3 * (2 + 2) and "epoch 1<" not in page
+
+
 def test_a_full_disk_keeps_the_earlier_state(pairs, tmp_path, monkeypatch):
     train(tiny(), pairs, tmp_path, max_steps=2, quiet=True)
     before = (tmp_path / "last.pt").read_bytes()
@@ -392,6 +447,14 @@ def test_recipes_refuse_what_they_do_not_know():
     with pytest.raises(ValueError, match="ngf is of type int, got 'wide'"):
         recipes.load("facades", ngf="wide")
     assert recipes.load("facades", ngf="16", mirror="false")["mirror"] is False
+
+
+@pytest.mark.parametrize("name", ["batch", "accumulate", "evaluate_count", "log_every"])
+def test_what_must_be_counted_is_at_least_one(name):
+    with pytest.raises(ValueError, match=f"{name} is at least 1, got 0"):
+        recipes.load("facades", **{name: 0})
+    with pytest.raises(ValueError, match="evaluate_every is at least 0, got -1"):
+        recipes.load("facades", evaluate_every=-1)
 
 
 def test_the_command(facades, tmp_path):

@@ -177,6 +177,9 @@ def _write(file: Any, text: str) -> None:
 def gallery(run: Path, values: dict[str, Any], most: int = 12) -> str:
     """The page, one row per held-out pair: input, truth, its output after up to `most` epochs."""
     grids = sorted((run / "samples").glob("*.png"))
+    sizes = [_size(path) for path in grids]
+    # the held-out pictures changed since: grids of another shape have other rows
+    grids = [path for path, size in zip(grids, sizes, strict=True) if size == sizes[-1]]
     if len(grids) > most:  # spread over the run, the first and the last included
         grids = [grids[round(i * (len(grids) - 1) / (most - 1))] for i in range(most)]
     head = ["input", "truth"] + [f"epoch {int(path.stem)}" for path in grids]
@@ -205,6 +208,11 @@ def gallery(run: Path, values: dict[str, Any], most: int = 12) -> str:
         f"<h1>{title}</h1><table><thead><tr>{names}</tr></thead><tbody>{table}</tbody></table>"
         f"<pre>{html.escape(json.dumps(values, indent=1))}</pre>"
     )
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path, formats=("PNG",)) as image:
+        return image.size
 
 
 def _inline(pixels: np.ndarray) -> str:

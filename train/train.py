@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import platform
 import signal
@@ -25,13 +26,14 @@ from typing import Any
 
 import torch
 from pix2pix_fast.train import distributed, networks, state
-from pix2pix_fast.train.data import Batches, Pairs, has_split, steps_per_epoch
+from pix2pix_fast.train.data import Batches, DataError, Pairs, has_split, steps_per_epoch
 from pix2pix_fast.train.evaluation.pixel import pixel_metrics
 from pix2pix_fast.train.losses import Objective
 from pix2pix_fast.train.report import Report
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+LOG = logging.getLogger("pix2pix_fast.train")
 Batch = tuple[Tensor, Tensor]  # input (n, ci, h, w), target (n, co, h, w) in [-1, 1]
 AUTOCAST = {"f32": None, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -287,12 +289,14 @@ def train(
                     raise KeyboardInterrupt
                 break
             epoch += 1
-            improved = False
+            save(last)  # before the held-out pictures: trouble there loses nothing learnt
+            known, improved = history["metrics"], False
             if held and distributed.rank() == 0:
                 improved = look(trainer, held, report, history, epoch, final=epoch == epochs)
             if distributed.any_true(improved):
                 save(best)
-            save(last)
+            if distributed.any_true(history["metrics"] is not known):
+                save(last)  # the new figures too: a resumed run compares with the best of them
             report.event("epoch", epoch=epoch, step=trainer.step_count, seconds=history["seconds"])
         report.event("end", step=trainer.step_count, seconds=history["seconds"])
     return trainer
@@ -334,13 +338,25 @@ def look(
     *,
     final: bool,
 ) -> bool:
-    """Grid and figures of the held-out pairs when due; whether their L1 is the best so far."""
+    """Grid and figures of the held-out pairs when due; whether their L1 is the best so far.
+
+    A picture that cannot be read costs this look, with a warning that names it, not the run.
+    """
     values = trainer.values
-    if epoch % values["sample_every"] == 0 or final:
-        report.samples(epoch, sample(trainer, held))
-    if epoch % values["evaluate_every"] and not final:
+
+    def due(name: str) -> bool:
+        return values[name] > 0 and (epoch % values[name] == 0 or final)
+
+    try:
+        if due("sample_every"):
+            report.samples(epoch, sample(trainer, held))
+        if not due("evaluate_every"):
+            return False
+        metrics = evaluate(trainer, held, values["evaluate_count"])
+    except DataError as error:
+        LOG.warning("no held-out figures after epoch %d: %s", epoch, error)
+        report.event("held_out_trouble", epoch=epoch, message=str(error))
         return False
-    metrics = evaluate(trainer, held, values["evaluate_count"])
     history["metrics"] = {"epoch": epoch, "split": held.split, **metrics}
     report.event("evaluate", **history["metrics"])
     improved = metrics["l1"] < history["best_l1"]

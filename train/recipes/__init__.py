@@ -61,9 +61,15 @@ DEFAULTS: Values = {
     "seed": 0,
     # reports
     "log_every": 50,  # steps
-    "sample_every": 1,  # epochs
-    "evaluate_every": 5,  # epochs
+    "sample_every": 1,  # epochs; 0: never
+    "evaluate_every": 5,  # epochs; 0: never, so that no best.pt is written
     "evaluate_count": 100,  # held-out pairs used for the figures while training
+}
+
+# The least that a number may be; `load` refuses less. Others may be any of their type.
+LEAST: Values = {
+    **dict.fromkeys(("batch", "accumulate", "evaluate_count", "log_every"), 1),
+    **dict.fromkeys(("sample_every", "evaluate_every"), 0),
 }
 
 
@@ -95,6 +101,13 @@ def load(name: str, **overrides: Any) -> Values:
 
 def _checked(key: str, value: Any) -> Any:
     """`value` in the type of the default, from a string too (`--set ngf=16`)."""
+    value = _typed(key, value)
+    if key in LEAST and not value >= LEAST[key]:
+        raise ValueError(f"{key} is at least {LEAST[key]}, got {value}")
+    return value
+
+
+def _typed(key: str, value: Any) -> Any:
     default = DEFAULTS[key]
     if isinstance(default, bool):
         if value in (True, "true", "True", "1", "yes"):
