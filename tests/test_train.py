@@ -214,6 +214,25 @@ def test_an_overflowing_gradient_names_the_pair_before(tmp_path, monkeypatch):
         train(tiny(), tmp_path / "data", tmp_path / "run", quiet=True)
 
 
+def test_weights_that_overflow_at_the_end_of_an_epoch_are_not_saved(tmp_path, monkeypatch):
+    write_arrays(tmp_path / "data")
+    step = Trainer.step
+
+    def poisoned(self, batches):
+        losses = step(self, batches)
+        if self.step_count == 8:
+            next(self.g.parameters()).data.fill_(float("inf"))
+        return losses
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    eighth = int(np.random.default_rng([0, 1]).permutation(4)[3])
+    with pytest.raises(TrainingStopped, match=rf"step 8, train/pair{eighth}\.npy: a gradient over"):
+        train(tiny(), tmp_path / "data", tmp_path / "run", quiet=True)
+    saved = state.load(tmp_path / "run" / "last.pt")
+    assert saved["step"] == 4
+    assert all(t.isfinite().all() for t in saved["g"].values())
+
+
 def test_a_picture_that_breaks_later_costs_nothing(pairs, tmp_path):
     data = tmp_path / "data"
     (data / "train").mkdir(parents=True)

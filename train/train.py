@@ -152,9 +152,11 @@ class Trainer:
         return total
 
     def is_finite(self) -> bool:
-        """Whether every weight of both networks still is a number."""
-        nets = (self.g, self.d) if self.d is not None else (self.g,)
-        return all(bool(p.isfinite().all()) for net in nets for p in net.parameters())
+        """Whether every weight of both networks, and all that Adam keeps for it, is a number."""
+        optimisers = [o for o in (self.opt_g, self.opt_d) if o is not None]
+        weights = [p for o in optimisers for group in o.param_groups for p in group["params"]]
+        kept = [t for o in optimisers for of_one in o.state.values() for t in of_one.values()]
+        return all(bool(t.isfinite().all()) for t in (*weights, *kept))
 
     def _refuse_not_finite(self, parts: dict[str, Tensor]) -> None:
         values = {name: float(value.detach()) for name, value in parts.items()}
@@ -248,8 +250,17 @@ def train(
     history.setdefault("origin", origin)  # the first start is the one that the card tells
     report.event("start", values=values, resumed_at=trainer.step_count, **origin)
     started = time.monotonic() - history["seconds"]
+    before: list[str] = []  # the pairs of the last step
+
+    def stopped(culprits: list[str], why: object) -> TrainingStopped:
+        message = f"step {trainer.step_count}, {', '.join(culprits)}: {why}"
+        report.event("stopped", message=message)
+        kept = f"; the last good state is {last}" if last.exists() else ""
+        return TrainingStopped(message + kept)
 
     def save(path: Path) -> None:
+        if not trainer.is_finite():  # the next loss would tell, but the good state would be gone
+            raise stopped(before, "a gradient overflowed: a weight is not finite")
         history["seconds"] = time.monotonic() - started
         whole = {**trainer.state_dict(), "history": history, "data_digest": digest}
         if distributed.rank() == 0:
@@ -261,7 +272,7 @@ def train(
             rate = learning_rate(values, epoch)
             trainer.set_learning_rate(rate)
             source = epoch_batches(pairs, values, epoch, trainer.step_count % per_epoch)
-            stop, before = False, []
+            stop = False
             while trainer.step_count < (epoch + 1) * per_epoch:
                 stop = distributed.any_true(interrupted())
                 if stop or (max_steps and trainer.step_count >= max_steps):
@@ -276,10 +287,7 @@ def train(
                     losses = trainer.step(batches)
                 except TrainingStopped as error:
                     culprits = names if trainer.is_finite() else before  # a gradient overflowed
-                    message = f"step {trainer.step_count}, {', '.join(culprits)}: {error}"
-                    report.event("stopped", message=message)
-                    kept = f"; the last good state is {last}" if last.exists() else ""
-                    raise TrainingStopped(message + kept) from None
+                    raise stopped(culprits, error) from None
                 before = names
                 report.step(trainer.step_count, epoch, losses, rate)
             if trainer.step_count < (epoch + 1) * per_epoch:
