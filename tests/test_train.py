@@ -247,6 +247,24 @@ def test_a_picture_that_breaks_later_costs_nothing(pairs, tmp_path):
     assert state.load(tmp_path / "run" / "last.pt")["step"] == 2
     draw(bad, seed=int(order[2]))
     assert bad.stat().st_size == size
+    with pytest.raises(
+        state.StateError, match=rf"1 of another size \(train/{bad.name}\); --changed-data goes on"
+    ):
+        train(tiny(), data, tmp_path / "run", resume=True, quiet=True)
+    bad.unlink()
+    with pytest.raises(state.StateError, match=rf"1 gone \(train/{bad.name}\); --changed-data"):
+        train(tiny(), data, tmp_path / "run", resume=True, quiet=True)
+    values = tiny()
+    train(values, data, tmp_path / "run", resume=True, changed_data=True, quiet=True)
+    epochs = [(e["epoch"], e["step"]) for e in read_log(tmp_path / "run") if e["event"] == "epoch"]
+    assert epochs == [(1, 3), (2, 6), (3, 9)]  # three pairs now: one of them after the two steps
+    draw(data / "train" / "new.bmp", seed=9)  # five steps of an epoch of four pairs
+    longer = tiny(epochs=3)
+    train(longer, data, tmp_path / "run", resume=True, changed_data=True, max_steps=11, quiet=True)
+    train(longer, data, tmp_path / "run", resume=True, quiet=True)
+    saved = state.load(tmp_path / "run" / "last.pt")
+    assert saved["step"] == 13
+    assert [c["step"] for c in saved["history"]["data_changes"]] == [2, 9]
 
 
 def test_trouble_with_a_held_out_picture_costs_neither_epoch_nor_run(tmp_path, caplog):
@@ -487,6 +505,8 @@ def test_the_command(facades, tmp_path):
     assert refused.exit_code == 1 and "--resume continues it" in refused.stderr
     assert runner.invoke(command, [*arguments, "--resume"]).exit_code == 0
     assert read_log(tmp_path / "run")[-1]["step"] == 5  # one epoch of five pairs
+    alone = runner.invoke(command, [*arguments, "--changed-data"])
+    assert alone.exit_code == 2 and "belongs to --resume" in alone.stderr
     wrong = runner.invoke(command, ["facade", str(facades), "-o", str(tmp_path / "x")])
     assert wrong.exit_code == 1 and "no recipe 'facade'" in wrong.stderr
     assert "Traceback" not in wrong.stderr

@@ -32,6 +32,7 @@ SMOKE_STEPS = 60
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any value of a recipe."
 )
 @click.option("--resume", is_flag=True, help="Go on from RUN/last.pt.")
+@click.option("--changed-data", is_flag=True, help="With --resume: DATA may have changed since.")
 @click.option("--smoke", is_flag=True, help="A tiny network and a few steps: does it run?")
 @click.option("--max-steps", type=int, default=0, help="Stop and save after so many steps.")
 @click.option("--threads", type=int, help="CPU threads.")
@@ -44,6 +45,7 @@ def train(
     direction: str | None,
     settings: tuple[str, ...],
     resume: bool,
+    changed_data: bool,
     smoke: bool,
     max_steps: int,
     threads: int | None,
@@ -59,6 +61,8 @@ def train(
     from pix2pix_fast.train.train import TrainingStopped
     from pix2pix_fast.train.train import train as run_training
 
+    if changed_data and not resume:
+        raise click.UsageError("--changed-data belongs to --resume")
     if threads:
         torch.set_num_threads(threads)
     elif "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
@@ -79,7 +83,15 @@ def train(
             overrides[name] = value
         values = recipes.load(recipe, **overrides)
         steps = max_steps or (SMOKE_STEPS if smoke else 0)
-        run_training(values, data, run, resume=resume, device=device, max_steps=steps)
+        run_training(
+            values,
+            data,
+            run,
+            resume=resume,
+            changed_data=changed_data,
+            device=device,
+            max_steps=steps,
+        )
     except KeyboardInterrupt:
         click.echo(f"stopped; {run}/last.pt is complete, --resume goes on", err=True)
         sys.exit(130)

@@ -155,13 +155,17 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
         """The pair's file, relative to the data folder."""
         return str(self.files[index][0].relative_to(self.root))
 
-    def digest(self) -> str:
-        """SHA-256 over names and file sizes: tells data sets apart in milliseconds."""
-        text = "".join(
-            f"{path.relative_to(self.root)}\0{path.stat().st_size}\n"
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file, by its name relative to the data folder."""
+        return {
+            str(path.relative_to(self.root)): path.stat().st_size
             for pair in self.files
             for path in pair
-        )
+        }
+
+    def digest(self) -> str:
+        """SHA-256 over names and file sizes: tells data sets apart in milliseconds."""
+        text = "".join(f"{name}\0{size}\n" for name, size in self.sizes().items())
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:

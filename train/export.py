@@ -227,6 +227,7 @@ def _card(about: dict[str, Any]) -> dict[str, Any]:
             "threads": origin.get("threads", 0),
             "processes": origin.get("processes", 1),
             "data_digest": origin.get("data_digest", about.get("data_digest", "")),
+            **{key: history[key] for key in ("data_changes",) if key in history},
         },
         "metrics": history.get("metrics", {}),
     }

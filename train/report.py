@@ -59,14 +59,13 @@ class Report:
         self,
         run: Path,
         values: dict[str, Any],
-        per_epoch: int,
-        epochs: int,
+        total: int,
         *,
         quiet: bool = False,
         mute: bool = False,
     ) -> None:
         self.run, self.values, self.quiet, self.mute = run, values, quiet or mute, mute
-        self.per_epoch, self.total = per_epoch, per_epoch * epochs
+        self.total = total  # steps of the whole run
         self.sums: dict[str, float] = {}
         self.counted, self.since = 0, time.monotonic()
         self.board: Any = None

@@ -203,6 +203,7 @@ def train(
     run: Path | str,
     *,
     resume: bool = False,
+    changed_data: bool = False,
     device: str = "auto",
     max_steps: int = 0,
     quiet: bool = False,
@@ -210,6 +211,8 @@ def train(
     """Trains `values` (of recipes.load) on the folder `data` into the folder `run`.
 
     resume: continue run/last.pt; `values` may differ from the stored ones in CHANGEABLE only.
+    changed_data: continue it though files were repaired, added or removed: the epoch under way goes
+    on at its step, in the order that the new number of pairs gives.
     max_steps: stop (and save) after so many steps in all. Returns the trainer. Raises DataError,
     StateError, TrainingStopped, KeyboardInterrupt (after saving).
     """
@@ -230,14 +233,29 @@ def train(
     epochs = values["epochs"] + values["decay_epochs"]
     trainer = Trainer(values, device)
     history: dict[str, Any] = {"seconds": 0.0, "best_l1": math.inf, "metrics": {}}
-    digest = pairs.digest()
+    files, digest = pairs.sizes(), pairs.digest()
     if saved:
         trainer.load_state_dict(saved)
         history = saved["history"]
         if saved["data_digest"] != digest:
-            raise state.StateError(f"{data} is not the data that {run} was trained on")
+            what = difference(run / "data.json", files)
+            if not changed_data:
+                raise state.StateError(
+                    f"{data} is not the data that {run} was trained on{what}; "
+                    "--changed-data goes on with it as it is now"
+                )
+            LOG.warning("%s has changed%s", data, what)
+            change = {"step": trainer.step_count, "pairs": len(pairs), "data_digest": digest}
+            history.setdefault("data_changes", []).append(change)
     run.mkdir(parents=True, exist_ok=True)
-    report = Report(run, values, per_epoch, epochs, quiet=quiet, mute=distributed.rank() > 0)
+    if distributed.rank() == 0:
+        text = json.dumps(files).encode()
+        state.write_atomically(run / "data.json", lambda file: file.write(text))
+    # the epoch and its first step: with changed data they do not follow from the step
+    whole_epochs = trainer.step_count // per_epoch
+    epoch, first = history.setdefault("epoch", [whole_epochs, whole_epochs * per_epoch])
+    total = first + (epochs - epoch) * per_epoch
+    report = Report(run, values, total, quiet=quiet, mute=distributed.rank() > 0)
     origin = {
         "command": sys.argv,
         "pairs": len(pairs),
@@ -267,13 +285,12 @@ def train(
             state.save(path, whole)
 
     with report, interruptions() as interrupted:
-        epoch = trainer.step_count // per_epoch
         while epoch < epochs and not (max_steps and trainer.step_count >= max_steps):
             rate = learning_rate(values, epoch)
             trainer.set_learning_rate(rate)
-            source = epoch_batches(pairs, values, epoch, trainer.step_count % per_epoch)
+            source = epoch_batches(pairs, values, epoch, trainer.step_count - first)
             stop = False
-            while trainer.step_count < (epoch + 1) * per_epoch:
+            while trainer.step_count < first + per_epoch:
                 stop = distributed.any_true(interrupted())
                 if stop or (max_steps and trainer.step_count >= max_steps):
                     break
@@ -290,13 +307,14 @@ def train(
                     raise stopped(culprits, error) from None
                 before = names
                 report.step(trainer.step_count, epoch, losses, rate)
-            if trainer.step_count < (epoch + 1) * per_epoch:
+            if trainer.step_count < first + per_epoch:
                 save(last)
                 if stop:
                     report.event("interrupted", step=trainer.step_count)
                     raise KeyboardInterrupt
                 break
-            epoch += 1
+            epoch, first = epoch + 1, trainer.step_count
+            history["epoch"] = [epoch, first]
             save(last)  # before the held-out pictures: trouble there loses nothing learnt
             known, improved = history["metrics"], False
             if held and distributed.rank() == 0:
@@ -391,6 +409,24 @@ def evaluate(trainer: Trainer, held: Pairs, count: int) -> dict[str, float]:
             yield trainer.translate(x[None])[0], t
 
     return pixel_metrics(outputs())
+
+
+def difference(stored: Path, files: dict[str, int]) -> str:
+    """Which files are new, gone or of another size than the list `stored` says; "" without it."""
+    try:
+        old: dict[str, int] = json.loads(stored.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    kinds = {
+        "new": sorted(files.keys() - old.keys()),
+        "gone": sorted(old.keys() - files.keys()),
+        "of another size": sorted(n for n in files.keys() & old.keys() if files[n] != old[n]),
+    }
+    return ": " + "; ".join(
+        f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' * (len(names) > 5)})"
+        for kind, names in kinds.items()
+        if names
+    )
 
 
 def refuse_changes(stored: dict[str, Any], values: dict[str, Any]) -> None:
