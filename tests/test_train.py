@@ -267,6 +267,17 @@ def test_a_picture_that_breaks_later_costs_nothing(pairs, tmp_path):
     assert [c["step"] for c in saved["history"]["data_changes"]] == [2, 9]
 
 
+def test_a_value_that_is_newer_than_the_run_had_its_default(pairs, tmp_path):
+    train(tiny(), pairs, tmp_path, max_steps=1, quiet=True)
+    saved = state.load(tmp_path / "last.pt")
+    for name in ("eps", "mirrored"):
+        del saved["values"][name]
+    state.save(tmp_path / "last.pt", {k: v for k, v in saved.items() if k != "format"})
+    with pytest.raises(state.StateError, match=r"saved: eps 1e-05 -> 0\.001$"):
+        train(tiny(eps=1e-3), pairs, tmp_path, resume=True, quiet=True)
+    train(tiny(), pairs, tmp_path, resume=True, max_steps=2, quiet=True)
+
+
 def test_trouble_with_a_held_out_picture_costs_neither_epoch_nor_run(tmp_path, caplog):
     write_arrays(tmp_path / "data")
     (tmp_path / "data" / "val").mkdir()

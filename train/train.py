@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pix2pix_fast.train import distributed, networks, state
+from pix2pix_fast.train import distributed, networks, recipes, state
 from pix2pix_fast.train.data import Batches, DataError, Pairs, has_split, steps_per_epoch
 from pix2pix_fast.train.evaluation.pixel import pixel_metrics
 from pix2pix_fast.train.losses import Objective
@@ -430,11 +430,15 @@ def difference(stored: Path, files: dict[str, int]) -> str:
 
 
 def refuse_changes(stored: dict[str, Any], values: dict[str, Any]) -> None:
-    """StateError when a resumed run would be another one than the stored."""
+    """StateError when a resumed run would be another one than the stored.
+
+    A value that did not exist when the run was saved had its default then.
+    """
+    old = {**recipes.DEFAULTS, **stored}
     changed = [
-        f"{name} {stored.get(name)!r} -> {value!r}"
+        f"{name} {old[name]!r} -> {value!r}"
         for name, value in values.items()
-        if name not in CHANGEABLE and stored.get(name) != value
+        if name not in CHANGEABLE and old[name] != value
     ]
     if changed:
         raise state.StateError(f"not the run that was saved: {', '.join(changed)}")
