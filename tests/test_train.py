@@ -267,6 +267,25 @@ def test_a_picture_that_breaks_later_costs_nothing(pairs, tmp_path):
     assert [c["step"] for c in saved["history"]["data_changes"]] == [2, 9]
 
 
+def test_a_run_that_is_killed_goes_on_from_the_last_saved_step(pairs, tmp_path, monkeypatch):
+    values = tiny(save_every=3)
+    whole = train(values, pairs, tmp_path / "whole", max_steps=8, quiet=True)
+    step = Trainer.step
+
+    def killed(self, batches):
+        if self.step_count == 4:
+            raise MemoryError
+        return step(self, batches)
+
+    monkeypatch.setattr(Trainer, "step", killed)
+    with pytest.raises(MemoryError):
+        train(values, pairs, tmp_path / "run", quiet=True)
+    assert state.load(tmp_path / "run" / "last.pt")["step"] == 3
+    monkeypatch.undo()
+    again = train(values, pairs, tmp_path / "run", resume=True, max_steps=8, quiet=True)
+    assert_same(whole.state_dict(), again.state_dict())
+
+
 def test_a_value_that_is_newer_than_the_run_had_its_default(pairs, tmp_path):
     train(tiny(), pairs, tmp_path, max_steps=1, quiet=True)
     saved = state.load(tmp_path / "last.pt")

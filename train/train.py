@@ -40,7 +40,7 @@ AUTOCAST = {"f32": None, "bf16": torch.bfloat16, "f16": torch.float16}
 
 # What a resumed run may change without becoming another run.
 CHANGEABLE = {
-    *("epochs", "decay_epochs", "workers", "compile"),
+    *("epochs", "decay_epochs", "workers", "compile", "save_every"),
     *("log_every", "sample_every", "evaluate_every", "evaluate_count"),
 }
 
@@ -307,6 +307,8 @@ def train(
                     raise stopped(culprits, error) from None
                 before = names
                 report.step(trainer.step_count, epoch, losses, rate)
+                if values["save_every"] and trainer.step_count % values["save_every"] == 0:
+                    save(last)
             if trainer.step_count < first + per_epoch:
                 save(last)
                 if stop:

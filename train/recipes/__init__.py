@@ -59,6 +59,7 @@ DEFAULTS: Values = {
     "compile": False,
     "workers": 0,
     "seed": 0,
+    "save_every": 5000,  # steps, beside the end of each epoch; 0: then only
     # reports
     "log_every": 50,  # steps
     "sample_every": 1,  # epochs; 0: never
@@ -69,7 +70,7 @@ DEFAULTS: Values = {
 # The least that a number may be; `load` refuses less. Others may be any of their type.
 LEAST: Values = {
     **dict.fromkeys(("batch", "accumulate", "evaluate_count", "log_every"), 1),
-    **dict.fromkeys(("sample_every", "evaluate_every"), 0),
+    **dict.fromkeys(("sample_every", "evaluate_every", "save_every"), 0),
 }
 
 
