@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 
 from click.testing import CliRunner
 from PIL import Image
-from pix2pix_fast.train import recipes, report, state
+from pix2pix_fast.train import distributed, recipes, report, state
 from pix2pix_fast.train import train as loop
 from pix2pix_fast.train.cli import train as command
 from pix2pix_fast.train.data import DataError
@@ -540,6 +540,23 @@ def test_the_command(facades, tmp_path):
     wrong = runner.invoke(command, ["facade", str(facades), "-o", str(tmp_path / "x")])
     assert wrong.exit_code == 1 and "no recipe 'facade'" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+# ---- devices ----
+
+
+def test_cuda_is_the_gpu_of_this_process(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert distributed.start("cuda") == "cuda:0" and distributed.start("cuda:3") == "cuda:3"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert distributed.start("cuda") == distributed.start("auto") == "cuda:1"
+    assert chosen == ["cuda:0", "cuda:3", "cuda:1", "cuda:1"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distributed.start("auto") == "cpu"
+    with pytest.raises(ValueError, match="device cuda:1: PyTorch .* sees no GPU"):
+        distributed.start("cuda")
 
 
 # ---- several processes (slowest) ----
