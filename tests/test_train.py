@@ -559,6 +559,17 @@ def test_cuda_is_the_gpu_of_this_process(monkeypatch):
         distributed.start("cuda")
 
 
+def test_only_the_generator_of_this_process_is_saved(monkeypatch):
+    kept = {}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda d: torch.tensor([d.index]))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, d: kept.update({d.index: s}))
+    saved = state.random_state(torch.device("cuda:1"))
+    state.restore_random_state(saved, torch.device("cuda:1"))
+    assert kept.keys() == {1} and kept[1].item() == 1
+    assert "cuda" not in state.random_state(torch.device("cpu"))
+    state.restore_random_state(saved, torch.device("cpu"))  # a GPU's run goes on without one
+
+
 # ---- several processes (slowest) ----
 
 RANK = """

@@ -173,7 +173,7 @@ class Trainer:
             "opt_g": self.opt_g.state_dict(),
             "opt_d": self.opt_d.state_dict() if self.opt_d else None,
             "scalers": [self.scaler_g.state_dict(), self.scaler_d.state_dict()],
-            "random": distributed.gather(state.random_state()),
+            "random": distributed.gather(state.random_state(self.device)),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -189,7 +189,7 @@ class Trainer:
             raise state.StateError(
                 f"the run was made by {len(saved['random'])} processes, not {distributed.world()}"
             )
-        state.restore_random_state(saved["random"][distributed.rank()])
+        state.restore_random_state(saved["random"][distributed.rank()], self.device)
 
     @torch.no_grad()
     def translate(self, x: Tensor) -> Tensor:
