@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 from pix2pix_fast.train import junyanz, recipes
 from pix2pix_fast.train.networks import ResNet, UNet, init_weights
-from pix2pix_fast.train.train import Trainer
+from pix2pix_fast.train.train import Trainer, TrainingStopped
 from torch import nn
 
 
@@ -329,6 +329,30 @@ def test_accumulated_batches_give_the_gradients_of_the_joined_batch():
     for a, b in ((joined.g, split.g), (joined.d, split.d)):
         for p, q in zip(a.parameters(), b.parameters(), strict=True):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("norm", ["batch", "image", "instance"])
+def test_f16_trains_with_every_norm(norm):
+    """A batch of one leaves 1x1 maps of variance 0, whose gradient needs more than f16."""
+    values = recipes.load("facades", depth=6, ngf=4, ndf=4, norm=norm, precision="f16")
+    trainer = Trainer(values)
+    before = [p.detach().clone() for p in trainer.g.parameters()]
+    x, t = (torch.rand(1, 3, 64, 64) * 2 - 1 for _ in range(2))
+    for _ in range(12):
+        trainer.step([(x, t)])
+    assert trainer.scaler_g.get_scale() >= 2**8
+    moved = [not torch.equal(p, q) for p, q in zip(trainer.g.parameters(), before, strict=True)]
+    assert sum(moved) > len(moved) / 2
+
+
+def test_f16_gradients_that_always_overflow_stop_the_run():
+    values = recipes.load("facades", depth=5, ngf=2, ndf=2, precision="f16")
+    trainer = Trainer(values)
+    trainer.g.d5.conv.weight.register_hook(lambda grad: grad * float("inf"))
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    with pytest.raises(TrainingStopped, match=r"G's gradients overflow f16 at every scale"):
+        for _ in range(40):
+            trainer.step([(x, x)])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "f16"])

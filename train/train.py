@@ -45,8 +45,13 @@ CHANGEABLE = {
 }
 
 
+# f16 losses are scaled by 2^16 at first, by half as much after each gradient that overflows. Below
+# this nothing is left to lose by scaling less: the gradients themselves are not finite.
+LEAST_SCALE = 2.0**-10
+
+
 class TrainingStopped(RuntimeError):
-    """A loss stopped being finite; the message names the step and its pairs."""
+    """A loss or a gradient stopped being finite; the message names the step and its pairs."""
 
 
 def learning_rate(values: dict[str, Any], epoch: int) -> float:
@@ -111,7 +116,8 @@ class Trainer:
     def step(self, batches: list[Batch]) -> dict[str, Tensor]:
         """One D step and one G step on the mean over `batches`; the parts of both losses.
 
-        Raises TrainingStopped when a loss is not finite, before the network it belongs to moves.
+        Raises TrainingStopped when a loss is not finite, before the network it belongs to moves,
+        and when f16 gradients never are.
         """
         share = 1.0 / len(batches)
         batches = [(self.to_device(x), self.to_device(t)) for x, t in batches]
@@ -135,8 +141,7 @@ class Trainer:
                 self._refuse_not_finite(parts)
                 self.scaler_d.scale(loss * share).backward()
             distributed.average_gradients(self.d)
-            self.scaler_d.step(self.opt_d)
-            self.scaler_d.update()
+            self._move(self.opt_d, self.scaler_d, "D")
             self.d.requires_grad_(False)  # G's step needs only D's input gradient
         self.opt_g.zero_grad(set_to_none=True)
         for (x, t), fake in zip(batches, fakes, strict=True):
@@ -146,10 +151,19 @@ class Trainer:
             self._refuse_not_finite(parts)
             self.scaler_g.scale(loss * share).backward()
         distributed.average_gradients(self.g)
-        self.scaler_g.step(self.opt_g)
-        self.scaler_g.update()
+        self._move(self.opt_g, self.scaler_g, "G")
         self.step_count += 1
         return total
+
+    def _move(self, optimiser: torch.optim.Adam, scaler: torch.amp.GradScaler, name: str) -> None:
+        """One step of Adam; with f16 it is left out when a gradient overflowed."""
+        scaler.step(optimiser)
+        scaler.update()
+        if scaler.is_enabled() and scaler.get_scale() < LEAST_SCALE:
+            raise TrainingStopped(
+                f"{name}'s gradients overflow f16 at every scale, so that it learns nothing; "
+                "--set precision=bf16 or f32"
+            )
 
     def is_finite(self) -> bool:
         """Whether every weight of both networks, and all that Adam keeps for it, is a number."""
