@@ -331,6 +331,23 @@ def test_accumulated_batches_give_the_gradients_of_the_joined_batch():
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-8, atol=1e-10)
 
 
+def test_the_penalty_works_beside_a_compiled_network(monkeypatch):
+    """aot_eager: the graphs of torch.compile, without its compiler."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net: compiled(net, backend="aot_eager"))
+    x, t = (torch.rand(1, 3, 32, 32) * 2 - 1 for _ in range(2))
+    found = []
+    for compile in (False, True):
+        values = recipes.load(
+            "facades",
+            **{"depth": 5, "ngf": 2, "ndf": 2, "d_layers": 1, "dropout": "none"},
+            **{"gan": "wgangp", "norm": "image", "compile": compile},
+        )
+        found.append(Trainer(values).step([(x, t)]))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("norm", ["batch", "image", "instance"])
 def test_f16_trains_with_every_norm(norm):
     """A batch of one leaves 1x1 maps of variance 0, whose gradient needs more than f16."""

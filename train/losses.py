@@ -73,9 +73,13 @@ class Objective:
         return torch.cat([x, y], 1) if self.conditional else y
 
     def d_loss(
-        self, d: nn.Module, x: Tensor, target: Tensor, fake: Tensor
+        self, d: nn.Module, x: Tensor, target: Tensor, fake: Tensor, plain: nn.Module | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """D's loss and its parts; `fake` is G(x) and gets no gradient."""
+        """D's loss and its parts; `fake` is G(x) and gets no gradient.
+
+        plain: D itself where `d` is compiled, for the penalty: torch.compile's graphs have no
+        second derivative.
+        """
         fake_seen = self.seen(x, fake.detach())
         real_seen = self.seen(x, target)
         parts = {
@@ -84,7 +88,7 @@ class Objective:
         }
         loss = (parts["d_fake"] + parts["d_real"]) * (0.5 if self.halve_d else 1.0)
         if self.gan == "wgangp":
-            parts["d_penalty"] = gradient_penalty(d, real_seen, fake_seen)
+            parts["d_penalty"] = gradient_penalty(plain or d, real_seen, fake_seen)
             loss = loss + self.penalty_weight * parts["d_penalty"]
         return loss, parts
 

@@ -136,7 +136,7 @@ class Trainer:
             self.opt_d.zero_grad(set_to_none=True)
             for (x, t), fake in zip(batches, fakes, strict=True):
                 with self.autocast():
-                    loss, parts = self.objective.d_loss(self.run_d, x, t, fake)
+                    loss, parts = self.objective.d_loss(self.run_d, x, t, fake, self.d)
                 add(parts)
                 self._refuse_not_finite(parts)
                 self.scaler_d.scale(loss * share).backward()
