@@ -210,6 +210,55 @@ def test_all_bad_pictures_are_listed_before_the_first_step(tmp_path):
     assert "odd.png: 31 pixels wide" in str(error.value)
 
 
+def test_arrays_are_checked_by_their_headers(tmp_path):
+    (tmp_path / "train").mkdir()
+    for name, array in (
+        ("ints", np.zeros((16, 32, 3), np.int64)),
+        ("five", np.zeros((16, 32, 5), np.uint8)),
+        ("deep", np.zeros((2, 16, 32, 3), np.uint8)),
+    ):
+        np.save(tmp_path / "train" / f"{name}.npy", array)
+    np.save(tmp_path / "train" / "good.npy", np.zeros((16, 32, 3), ">u2"))
+    with pytest.raises(DataError) as error:
+        Pairs(tmp_path, "train", values())
+    text = str(error.value)
+    assert "3 unusable pictures" in text and "five.npy: 5 channels, expected 3" in text
+    assert "ints.npy: shape (16, 32, 3) of int64, expected (H, W, C) of uint8" in text
+    assert "deep.npy: shape (2, 16, 32, 3)" in text
+    assert read_picture(tmp_path / "train" / "good.npy").dtype == np.uint16
+
+
+def test_values_out_of_range_are_refused_and_not_wrapped(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((4, 4, 3), 255.0))
+    with pytest.raises(DataError, match=r"a\.npy: values 255 to 255, expected floats in 0 to 1"):
+        read_picture(tmp_path / "a.npy")
+    Image.fromarray(np.array([[70000, -5]], np.int32)).save(tmp_path / "b.tif")
+    with pytest.raises(DataError, match=r"b\.tif: values -5 to 70000, expected levels of 16 bits"):
+        read_picture(tmp_path / "b.tif")
+    sharp = np.zeros((40, 40, 3), np.float32)
+    sharp[:, 20:] = 1
+    small = resize(sharp, 15, 15)
+    assert small.min() == 0 and small.max() == 1
+
+
+def test_two_pictures_of_one_name_are_refused(tmp_path):
+    for side, names in (("A", ("x.png", "x.bmp")), ("B", ("x.png",))):
+        (tmp_path / side / "train").mkdir(parents=True)
+        for name in names:
+            Image.fromarray(picture(16, 16)).save(tmp_path / side / "train" / name)
+    with pytest.raises(DataError, match=r"x\.bmp and x\.png: pairs are matched by name"):
+        Pairs(tmp_path, "train", values(data_form="folders"))
+
+
+def test_channels_of_a_form_are_checked_first(tmp_path):
+    for bad in ({"in_channels": 3}, {"direction": "BtoA"}):
+        v = {"data_form": "colorization", "in_channels": 1, "out_channels": 2, **bad}
+        with pytest.raises(DataError, match=r"colorization: A has 1 channel .*got in_channels"):
+            Pairs(tmp_path, "train", values(**v))
+    with pytest.raises(DataError, match="edges: A has 1 or 3 channels, got 2"):
+        Pairs(tmp_path, "train", values(data_form="edges", in_channels=2))
+
+
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [

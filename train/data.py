@@ -38,56 +38,81 @@ class DataError(ValueError):
 def read_picture(path: Path) -> np.ndarray:
     """(H, W, C) uint8, uint16 or float32; alpha is dropped, palettes and CMYK become RGB."""
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False)
         else:
             with Image.open(path, formats=FORMATS) as image:
                 if image.mode in ("LA", "La"):
                     image = image.convert("L")
-                elif image.mode not in ("L", "RGB", "F") and not image.mode.startswith("I"):
+                elif image.mode != "RGB" and not _is_gray(image.mode):
                     image = image.convert("RGB")
                 array = np.asarray(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable picture ({error})") from error
-    if array.dtype == np.int32:  # Pillow's mode I: 16-bit PNGs in some versions
+    if array.dtype == np.int32 and path.suffix.lower() != ".npy":  # Pillow's mode I: 16-bit files
+        _refuse_values(array, 65535, "levels of 16 bits", path)
         array = array.astype(np.uint16)
+    _refuse_kind(array.shape, array.dtype, path)
     if array.dtype.kind == "f":
+        _refuse_values(array, 1, "floats", path)
         array = array.astype(np.float32)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16, np.float32) or 0 in array.shape:
-        raise DataError(
-            f"{path}: shape {array.shape} of {array.dtype}, "
-            "expected (H, W, C) of uint8, uint16 or float"
-        )
-    return array
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array[:, :, None] if array.ndim == 2 else array
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width from the header alone."""
+def picture_header(path: Path) -> tuple[int, int, int]:
+    """Height, width and channels of what `read_picture` returns, from the header alone."""
     try:
-        if path.suffix == ".npy":
-            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-            return int(shape[0]), int(shape[1])
-        with Image.open(path, formats=FORMATS) as image:
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError) as error:
+        if path.suffix.lower() != ".npy":
+            with Image.open(path, formats=FORMATS) as image:
+                gray = image.mode in ("LA", "La") or _is_gray(image.mode)
+                return image.height, image.width, 1 if gray else 3
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable picture ({error})") from error
+    _refuse_kind(array.shape, array.dtype, path)
+    h, w, c = (*array.shape, 1)[:3]
+    return h, w, c
+
+
+def _is_gray(mode: str) -> bool:
+    """Pillow's modes of one channel that are read as they are."""
+    return mode in ("L", "F") or mode.startswith("I")
+
+
+def _refuse_kind(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path) -> None:
+    known = dtype.kind == "f" or dtype.newbyteorder("=") in (np.uint8, np.uint16)
+    if len(shape) not in (2, 3) or 0 in shape or not known:
+        raise DataError(
+            f"{path}: shape {shape} of {dtype}, expected (H, W, C) of uint8, uint16 or float"
+        )
+
+
+def _refuse_values(array: np.ndarray, top: int, what: str, path: Path) -> None:
+    """Not for NaN: the step that meets one names it."""
+    low, high = array.min(), array.max()
+    if low < 0 or high > top:
+        raise DataError(f"{path}: values {low:g} to {high:g}, expected {what} in 0 to {top}")
+
+
+def convertible(have: int, want: int) -> bool:
+    """Whether `to_channels` makes `want` channels of `have`."""
+    return have == want or (have == 1 and want == 3) or (have >= 3 and want == 1)
 
 
 def to_channels(array: np.ndarray, channels: int, path: Path) -> np.ndarray:
     """RGB to gray and gray to RGB where the network wants it; any other difference raises."""
     have = array.shape[2]
+    if not convertible(have, channels):
+        raise DataError(f"{path}: {have} channels, expected {channels}")
     if have == channels:
         return array
-    if have == 1 and channels == 3:
+    if have == 1:
         return np.repeat(array, 3, axis=2)
-    if have >= 3 and channels == 1:
-        gray = array[:, :, :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-        if array.dtype.kind == "u":
-            gray = np.rint(gray)
-        return gray[:, :, None].astype(array.dtype)
-    raise DataError(f"{path}: {have} channels, expected {channels}")
+    gray = array[:, :, :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    if array.dtype.kind == "u":
+        gray = np.rint(gray)
+    return gray[:, :, None].astype(array.dtype)
 
 
 def resize(array: np.ndarray, h: int, w: int) -> np.ndarray:
@@ -109,7 +134,7 @@ def resize(array: np.ndarray, h: int, w: int) -> np.ndarray:
     out = np.stack(planes, axis=2)
     if array.dtype.kind == "u":
         return np.clip(np.rint(out), 0, np.iinfo(array.dtype).max).astype(array.dtype)
-    return out
+    return np.clip(out, 0.0, 1.0)  # bicubic overshoots at edges, and tanh could never follow
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
@@ -145,6 +170,14 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
             raise DataError(
                 f"load_size {values['load_size']} is smaller than size {values['size']}"
             )
+        if form == "colorization" and self._channels() != (1, 2):
+            raise DataError(
+                "colorization: A has 1 channel (lightness), B 2 (a and b), got "
+                f"in_channels {values['in_channels']}, out_channels {values['out_channels']} "
+                f"with direction {values['direction']}"
+            )
+        if form == "edges" and self._channels()[0] not in (1, 3):
+            raise DataError(f"edges: A has 1 or 3 channels, got {self._channels()[0]}")
         self.files = self._two_folders() if form == "folders" else self._one_folder()
         self._check()
 
@@ -206,9 +239,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
         if form == "colorization":
             photo = to_channels(read_picture(files[0]), 3, files[0])
             return photo, photo
-        ci, co = values["in_channels"], values["out_channels"]
-        if values["direction"] == "BtoA":
-            ci, co = co, ci
+        ci, co = self._channels()
         if form == "edges":
             photo = read_picture(files[0])
             edges = colour.edges(to_channels(photo, 3, files[0]))
@@ -226,6 +257,11 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
             np.ascontiguousarray(to_channels(b, co, files[-1])),
         )
 
+    def _channels(self) -> tuple[int, int]:
+        """Of A and of B."""
+        ci, co = self.values["in_channels"], self.values["out_channels"]
+        return (co, ci) if self.values["direction"] == "BtoA" else (ci, co)
+
     def _one_folder(self) -> list[tuple[Path, ...]]:
         folder = self.root / self.split
         return [(path,) for path in _pictures(folder)]
@@ -236,7 +272,15 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
             folder = self.root / side / self.split
             if not folder.is_dir() and self.split == "train":
                 folder = self.root / side
-            sides.append({path.stem: path for path in _pictures(folder)})
+            stems: dict[str, Path] = {}
+            for path in _pictures(folder):
+                if path.stem in stems:
+                    raise DataError(
+                        f"{stems[path.stem]} and {path.name}: pairs are matched by name without "
+                        "suffix, so that it can be there only once"
+                    )
+                stems[path.stem] = path
+            sides.append(stems)
         a, b = sides
         alone = sorted(set(a) ^ set(b))
         if alone:
@@ -248,13 +292,25 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
 
     def _check(self) -> None:
         """Reads every header; lists all bad files at once."""
+        ci, co = self._channels()
+        wanted = {
+            "pairs": [(0, ci), (0, co)],
+            "folders": [(0, ci), (1, co)],
+            "colorization": [(0, 3)],
+            "edges": [(0, 3), (0, co)],
+        }[self.values["data_form"]]
         bad = []
         for files in self.files:
             try:
-                sizes = [picture_size(path) for path in files]
+                headers = [picture_header(path) for path in files]
             except DataError as error:
                 bad.append(str(error))
                 continue
+            sizes = [header[:2] for header in headers]
+            for at, want in wanted:
+                if not convertible(headers[at][2], want):
+                    bad.append(f"{files[at]}: {headers[at][2]} channels, expected {want}")
+                    break
             if self.values["data_form"] == "pairs" and sizes[0][1] % 2:
                 bad.append(
                     f"{files[0]}: {sizes[0][1]} pixels wide; "
