@@ -112,6 +112,18 @@ def test_edges_of_a_square_are_its_outline(tmp_path):
     assert set(x.unique().tolist()) == {-1.0, 1.0} and torch.equal(t, to_tensor(array))
 
 
+def test_edges_of_a_large_photo_are_as_black_as_those_of_a_small_one(tmp_path):
+    y, x = np.mgrid[:640, :640]
+    disc = np.where((x - 320) ** 2 + (y - 320) ** 2 < 200**2, 220, 30).astype(np.uint8)
+    (tmp_path / "train").mkdir()
+    Image.fromarray(np.repeat(disc[:, :, None], 3, 2)).save(tmp_path / "train" / "a.png")
+    pairs = Pairs(tmp_path, "train", values(data_form="edges", size=40, load_size=44))
+    for epoch in (-1, 0):
+        lines, photo, _ = pairs[epoch, 0]
+        assert lines.shape == photo.shape == (3, 40, 40)
+        assert set(lines.unique().tolist()) == {-1.0, 1.0}
+
+
 # ---- pixels ----
 
 

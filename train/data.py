@@ -203,7 +203,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
         epoch, index = key
-        a, b = self._read(index)
+        a, b = self._read(index, self.values["load_size" if epoch >= 0 else "size"])
         if epoch >= 0:
             rng = np.random.default_rng([self.values["seed"], epoch, index])
             a, b = self._jitter(a, b, rng)
@@ -232,8 +232,10 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
 
         return cut(a), cut(b)
 
-    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """A and B at the files' own size, with the network's channels."""
+    def _read(self, index: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """A and B at the files' own size, with the network's channels; edges and their photo at
+        `side` pixels, since lines that are found first fade when the picture shrinks.
+        """
         values, files = self.values, self.files[index]
         form = values["data_form"]
         if form == "colorization":
@@ -241,7 +243,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
             return photo, photo
         ci, co = self._channels()
         if form == "edges":
-            photo = read_picture(files[0])
+            photo = resize(read_picture(files[0]), side, side)
             edges = colour.edges(to_channels(photo, 3, files[0]))
             return to_channels(edges, ci, files[0]), to_channels(photo, co, files[0])
         if form == "folders":
