@@ -5,9 +5,10 @@
     colorization  DATA/train/*.jpg, any photos: A = lightness (1 channel), B = a and b of Lab (2)
     edges         DATA/train/*.jpg, any photos: A = edges found in the photo, B = the photo
 
-Every random choice follows from (seed, epoch, pair): the same for any number of workers and
-processes, and after a resume nothing has to be restored. Pictures: 8 or 16 bits, 1 to 4 channels;
-.npy arrays (H, W, C) of uint8, uint16 or float in 0..1 with any number of channels.
+Folders inside are read too, such as the classes of ImageNet. Every random choice follows from
+(seed, epoch, pair): the same for any number of workers and processes, and after a resume nothing
+has to be restored. Pictures: 8 or 16 bits, 1 to 4 channels; .npy arrays (H, W, C) of uint8, uint16
+or float in 0..1 with any number of channels.
 """
 
 from __future__ import annotations
@@ -271,17 +272,18 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
     def _two_folders(self) -> list[tuple[Path, ...]]:
         sides = []
         for side in "AB":
-            folder = self.root / side / self.split
+            folder, deep = self.root / side / self.split, True
             if not folder.is_dir() and self.split == "train":
-                folder = self.root / side
+                folder, deep = self.root / side, False  # val/ beside them is not for training
             stems: dict[str, Path] = {}
-            for path in _pictures(folder):
-                if path.stem in stems:
+            for path in _pictures(folder, deep=deep):
+                stem = path.relative_to(folder).with_suffix("").as_posix()
+                if stem in stems:
                     raise DataError(
-                        f"{stems[path.stem]} and {path.name}: pairs are matched by name without "
+                        f"{stems[stem]} and {path.name}: pairs are matched by name without "
                         "suffix, so that it can be there only once"
                     )
-                stems[path.stem] = path
+                stems[stem] = path
             sides.append(stems)
         a, b = sides
         alone = sorted(set(a) ^ set(b))
@@ -325,11 +327,18 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
             raise DataError(f"{len(bad)} unusable pictures:\n" + "\n".join(bad[:10]) + more)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """The pictures of one folder by name; a warning names other files, but no hidden ones."""
+def _pictures(folder: Path, *, deep: bool = True) -> list[Path]:
+    """The pictures of a folder and (deep) of those in it by name; a warning names other files, but
+    no hidden ones.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; pictures are expected there")
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    files = sorted(
+        path
+        for path in (folder.rglob("*") if deep else folder.iterdir())
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
     others = [p.name for p in files if p.suffix.lower() not in SUFFIXES]
     if others:
