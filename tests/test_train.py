@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 
 from click.testing import CliRunner
 from PIL import Image
-from pix2pix_fast.train import distributed, recipes, report, state
+from pix2pix_fast.train import colour, distributed, recipes, report, state
 from pix2pix_fast.train import train as loop
 from pix2pix_fast.train.cli import train as command
 from pix2pix_fast.train.data import DataError
@@ -433,6 +433,25 @@ def test_training_learns(tmp_path):
     first = Trainer(values)
     held = loop.Pairs(tmp_path, "val", values)
     assert figures[-1] < 0.5 * loop.evaluate(first, held, 2)["l1"]
+
+
+def test_a_colorization_is_judged_in_rgb(tmp_path):
+    (tmp_path / "val").mkdir()
+    for i in range(2):
+        draw(tmp_path / "val" / f"{i}.png", w=64, seed=i)
+    values = recipes.load("colorization", **{**TINY, "load_size": 64})
+    held = loop.Pairs(tmp_path, "val", values)
+    trainer = Trainer(values)
+    trainer.translate = lambda x: torch.zeros(1, 2, 64, 64)  # gray
+    found = loop.evaluate(trainer, held, 2)
+    errors = []
+    for i in range(2):
+        with Image.open(tmp_path / "val" / f"{i}.png") as image:
+            photo = np.asarray(image) / 255
+        lab = colour.rgb_to_lab(photo)
+        lab[..., 1:] = 0
+        errors.append(np.abs(colour.lab_to_rgb(lab) - photo).mean())
+    assert found["l1"] == pytest.approx(np.mean(errors), rel=1e-3)
 
 
 def test_pixel_figures_against_numpy():

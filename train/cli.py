@@ -134,3 +134,26 @@ def export(run: str, output: str, form: str, dtype: Any, which: Any, card: tuple
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     click.echo(f"{output}: engine and PyTorch agree; digest {made.digest}", err=True)
+
+
+@click.command("colorize")
+@click.argument("model", type=click.Path(exists=True))
+@click.argument("picture", type=click.Path(exists=True, dir_okay=False))
+@click.argument("output", type=click.Path(dir_okay=False))
+def colorize(model: str, picture: str, output: str) -> None:
+    """Colour PICTURE with MODEL, a model file or run of the recipe `colorization`, into OUTPUT."""
+    from pathlib import Path
+
+    from PIL import Image
+    from pix2pix_fast.train.colorize import colorize as coloured
+    from pix2pix_fast.train.data import read_picture
+
+    from pix2pix_fast import Engine
+
+    try:
+        with Engine(model) as engine:
+            pixels = coloured(engine, read_picture(Path(picture)))
+        Image.fromarray(pixels).save(output)
+    except (ValueError, OSError, RuntimeError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

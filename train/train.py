@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pix2pix_fast.train import distributed, networks, recipes, state
+from pix2pix_fast.train import colour, distributed, networks, recipes, state
 from pix2pix_fast.train.data import Batches, DataError, Pairs, has_split, steps_per_epoch
 from pix2pix_fast.train.evaluation.pixel import pixel_metrics
 from pix2pix_fast.train.losses import Objective
@@ -417,12 +417,14 @@ def sample(trainer: Trainer, held: Pairs, count: int = 8) -> list[tuple[Tensor, 
 
 
 def evaluate(trainer: Trainer, held: Pairs, count: int) -> dict[str, float]:
-    """Held-out figures of the first `count` pairs."""
+    """Held-out figures of the first `count` pairs; of a colorization as RGB, as people see it."""
+    lab = trainer.values["data_form"] == "colorization" and trainer.values["out_channels"] == 2
 
     def outputs() -> Iterator[tuple[Tensor, Tensor]]:
         for index in range(min(count, len(held))):
             x, t, _ = held[-1, index]
-            yield trainer.translate(x[None])[0], t
+            y = trainer.translate(x[None])[0]
+            yield (colour.to_rgb(x, y), colour.to_rgb(x, t)) if lab else (y, t)
 
     return pixel_metrics(outputs())
 
