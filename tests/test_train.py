@@ -543,6 +543,31 @@ def test_what_must_be_counted_is_at_least_one(name):
         recipes.load("facades", evaluate_every=-1)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"ngf": 16.7}, "ngf is of type int, got 16.7"),
+        ({"ngf": 0}, "ngf is at least 1, got 0"),
+        ({"l1_weight": -1.0}, r"l1_weight is at least 0, got -1\.0"),
+        ({"lr": "nan"}, "lr is at least 0, got nan"),
+        ({"size": 100}, r"size 100: a unet takes multiples of 64 \(2\^depth, depth 6\)"),
+        ({"size": 62, "generator": "resnet6"}, "a resnet6 takes multiples of 4"),
+        ({"d_layers": 5}, "size 64: with d_layers 5 the discriminator needs 96 or more"),
+        ({"gan_weight": 0.0, "l1_weight": 0.0}, "nothing to train"),
+    ],
+)
+def test_values_that_no_network_can_have_are_refused_by_name(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        Trainer(tiny(**wrong))
+
+
+def test_the_smallest_map_of_each_discriminator_is_allowed():
+    for n in range(7):
+        values = tiny(d_layers=n, size=64 if n < 5 else 3 * 2**n, depth=5)
+        d = Trainer(values).d
+        assert d(torch.zeros(1, 6, values["size"], values["size"])).numel() >= 1
+
+
 def test_the_command(facades, tmp_path):
     arguments = ["facades", str(facades), "-o", str(tmp_path / "run"), "--smoke", "--threads", "1"]
     arguments += [

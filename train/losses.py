@@ -61,7 +61,10 @@ class Objective:
     def __post_init__(self) -> None:
         if self.gan not in KINDS:
             raise ValueError(f"gan is one of {', '.join(KINDS)}, got {self.gan!r}")
-        if self.gan_weight <= 0 and self.l1_weight <= 0:
+        for name in ("gan_weight", "l1_weight", "penalty_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is at least 0, got {getattr(self, name)}")
+        if self.gan_weight == 0 and self.l1_weight == 0:
             raise ValueError("gan_weight and l1_weight are both 0: nothing to train")
 
     @classmethod

@@ -451,6 +451,20 @@ def parameter_count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
+def refuse_size(values: dict[str, Any]) -> None:
+    """ValueError when pictures of `size` x `size` do not fit a recipe's networks."""
+    size, kind = values["size"], values["generator"]
+    multiple = 4 if kind.startswith("resnet") else 2 ** values["depth"]
+    if size % multiple:
+        why = "" if kind.startswith("resnet") else f" (2^depth, depth {values['depth']})"
+        raise ValueError(f"size {size}: a {kind} takes multiples of {multiple}{why}")
+    n = values["d_layers"]
+    if values["gan_weight"] > 0 and n > 0 and size // 2**n < 3:  # the last two layers take 1 each
+        raise ValueError(
+            f"size {size}: with d_layers {n} the discriminator needs {3 * 2**n} or more"
+        )
+
+
 def make_generator(values: dict[str, Any]) -> nn.Module:
     """A generator from a recipe's values: generator = unet | encdec | resnet6 | resnet9."""
     kind = values["generator"]

@@ -66,6 +66,7 @@ class Trainer:
     def __init__(self, values: dict[str, Any], device: str | torch.device = "cpu") -> None:
         if values["precision"] not in AUTOCAST:
             raise ValueError(f"precision is {', '.join(AUTOCAST)}, got {values['precision']!r}")
+        networks.refuse_size(values)
         self.values, self.device = values, torch.device(device)
         self.objective = Objective.from_values(values)
         self.step_count = 0

@@ -69,6 +69,9 @@ DEFAULTS: Values = {
 
 # The least that a number may be; `load` refuses less. Others may be any of their type.
 LEAST: Values = {
+    **dict.fromkeys(("ngf", "ndf", "in_channels", "out_channels", "size"), 1),
+    **dict.fromkeys(("gan_weight", "l1_weight", "penalty_weight", "lr", "eps"), 0),
+    **dict.fromkeys(("epochs", "decay_epochs", "workers", "seed"), 0),
     **dict.fromkeys(("batch", "accumulate", "evaluate_count", "log_every"), 1),
     **dict.fromkeys(("sample_every", "evaluate_every", "save_every"), 0),
 }
@@ -117,7 +120,10 @@ def _typed(key: str, value: Any) -> Any:
             return False
         raise ValueError(f"{key} is true or false, got {value!r}")
     try:
-        return type(default)(value)
+        typed = type(default)(value)
+        if isinstance(value, float) and typed != value:
+            raise ValueError  # 16.7 is no number of channels
+        return typed
     except (TypeError, ValueError):
         raise ValueError(f"{key} is of type {type(default).__name__}, got {value!r}") from None
 
