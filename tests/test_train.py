@@ -532,6 +532,8 @@ def test_recipes_refuse_what_they_do_not_know():
         recipes.load("facades", ngff=3)
     with pytest.raises(ValueError, match="ngf is of type int, got 'wide'"):
         recipes.load("facades", ngf="wide")
+    with pytest.raises(ValueError, match="follows only labels a recipe"):
+        recipes.load("facades", follows="paper")
     assert recipes.load("facades", ngf="16", mirror="false")["mirror"] is False
 
 

@@ -17,7 +17,7 @@ Values = dict[str, Any]
 DEFAULTS: Values = {
     # what it is
     "task": "",  # words for the card, "labels to photo"
-    "follows": "junyanz",  # whose behaviour, where the public codes differ
+    "follows": "junyanz",  # a label for the card: whose values the recipe has
     # generator
     "generator": "unet",  # unet | encdec | resnet6 | resnet9
     "depth": 8,  # levels of the U-Net: 8 for 256x256, 7 for 128x128
@@ -85,6 +85,11 @@ def names() -> list[str]:
 def load(name: str, **overrides: Any) -> Values:
     """The values of recipe `name`, `overrides` on top; ValueError for unknown names."""
     recipes = _all()
+    if "follows" in overrides:
+        raise ValueError(
+            "follows only labels a recipe; what it stands for are the values "
+            "dropout, halve_d, epochs and decay_epochs"
+        )
     if name not in recipes:
         raise ValueError(f"no recipe {name!r}; there are: {', '.join(sorted(recipes))}")
     chain: list[Values] = [overrides]
