@@ -17,7 +17,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from pix2pix_fast.train import junyanz, recipes
-from pix2pix_fast.train.networks import ResNet, UNet, init_weights
+from pix2pix_fast.train.networks import PatchGAN, ResNet, UNet, init_weights
 from pix2pix_fast.train.train import Trainer, TrainingStopped
 from torch import nn
 
@@ -173,11 +173,16 @@ def test_resnet_in_junyanz_layout_is_the_same_network(blocks, norm, dropout):
         (UNet(depth=5, ngf=2, eps=1e-3), "eps 1e-5"),
         (UNet(depth=4, ngf=2), "at least 5 levels"),
         (UNet(depth=5, ngf=2, tanh=False), "tanh"),
+        (ResNet(ngf=2, blocks=6, eps=1e-3), "eps 1e-5"),
+        (ResNet(ngf=2, blocks=6, tanh=False), "ResNet ends in tanh"),
+        (ResNet(ngf=2, blocks=7), "6 or 9 blocks"),
+        (PatchGAN(ndf=2, eps=1e-3), "eps 1e-5"),
     ],
 )
 def test_what_his_code_cannot_hold_is_refused(net, words):
+    write = junyanz.discriminator_state if isinstance(net, PatchGAN) else junyanz.generator_state
     with pytest.raises(ValueError, match=words):
-        junyanz.generator_state(net)
+        write(net)
 
 
 # ---- one step ----
