@@ -577,10 +577,13 @@ def test_the_command(facades, tmp_path):
     ]
     runner = CliRunner()
     assert runner.invoke(command, [*arguments, "--max-steps", "2"]).exit_code == 0
+    assert "evaluate" in [e["event"] for e in read_log(tmp_path / "run")]  # within an epoch, too
+    assert (tmp_path / "run" / "gallery.html").exists()
     refused = runner.invoke(command, arguments)
     assert refused.exit_code == 1 and "--resume continues it" in refused.stderr
     assert runner.invoke(command, [*arguments, "--resume"]).exit_code == 0
     assert read_log(tmp_path / "run")[-1]["step"] == 5  # one epoch of five pairs
+    assert (tmp_path / "run" / "samples" / "0001.png").exists()
     alone = runner.invoke(command, [*arguments, "--changed-data"])
     assert alone.exit_code == 2 and "belongs to --resume" in alone.stderr
     wrong = runner.invoke(command, ["facade", str(facades), "-o", str(tmp_path / "x")])

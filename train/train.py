@@ -228,8 +228,8 @@ def train(
     resume: continue run/last.pt; `values` may differ from the stored ones in CHANGEABLE only.
     changed_data: continue it though files were repaired, added or removed: the epoch under way goes
     on at its step, in the order that the new number of pairs gives.
-    max_steps: stop (and save) after so many steps in all. Returns the trainer. Raises DataError,
-    StateError, TrainingStopped, KeyboardInterrupt (after saving).
+    max_steps: stop after so many steps in all, save, and look at the held-out pictures. Returns the
+    trainer. Raises DataError, StateError, TrainingStopped, KeyboardInterrupt (after saving).
     """
     run = Path(run)
     device = distributed.start(device)
@@ -299,15 +299,28 @@ def train(
         if distributed.rank() == 0:
             state.save(path, whole)
 
+    def enough() -> bool:
+        return max_steps > 0 and trainer.step_count >= max_steps
+
+    def save_and_look(shown: int, final: bool) -> None:
+        save(last)  # before the held-out pictures: trouble there loses nothing learnt
+        known, improved = history["metrics"], False
+        if held and distributed.rank() == 0:
+            improved = look(trainer, held, report, history, shown, final=final)
+        if distributed.any_true(improved):
+            save(best)
+        if distributed.any_true(history["metrics"] is not known):
+            save(last)  # the new figures too: a resumed run compares with the best of them
+
     with report, interruptions() as interrupted:
-        while epoch < epochs and not (max_steps and trainer.step_count >= max_steps):
+        while epoch < epochs and not enough():
             rate = learning_rate(values, epoch)
             trainer.set_learning_rate(rate)
             source = epoch_batches(pairs, values, epoch, trainer.step_count - first)
             stop = False
             while trainer.step_count < first + per_epoch:
                 stop = distributed.any_true(interrupted())
-                if stop or (max_steps and trainer.step_count >= max_steps):
+                if stop or enough():
                     break
                 try:
                     batches, names = next(source)
@@ -325,21 +338,15 @@ def train(
                 if values["save_every"] and trainer.step_count % values["save_every"] == 0:
                     save(last)
             if trainer.step_count < first + per_epoch:
-                save(last)
                 if stop:
+                    save(last)
                     report.event("interrupted", step=trainer.step_count)
                     raise KeyboardInterrupt
+                save_and_look(epoch + 1, final=True)  # as the epoch under way
                 break
             epoch, first = epoch + 1, trainer.step_count
             history["epoch"] = [epoch, first]
-            save(last)  # before the held-out pictures: trouble there loses nothing learnt
-            known, improved = history["metrics"], False
-            if held and distributed.rank() == 0:
-                improved = look(trainer, held, report, history, epoch, final=epoch == epochs)
-            if distributed.any_true(improved):
-                save(best)
-            if distributed.any_true(history["metrics"] is not known):
-                save(last)  # the new figures too: a resumed run compares with the best of them
+            save_and_look(epoch, final=epoch == epochs or enough())
             report.event("epoch", epoch=epoch, step=trainer.step_count, seconds=history["seconds"])
         report.event("end", step=trainer.step_count, seconds=history["seconds"])
     return trainer
