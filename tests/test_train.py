@@ -413,6 +413,33 @@ def test_a_run_leaves_log_grids_gallery_and_scalars(pairs, tmp_path):
     assert stored["history"]["best_l1"] == min(e["l1"] for e in held)
 
 
+def test_pictures_per_second_count_training_alone(pairs, tmp_path, monkeypatch):
+    """On a clock of our own: a step takes 1 s, a look 100."""
+    clock = [0.0]
+    monkeypatch.setattr(report.time, "monotonic", lambda: clock[0])
+
+    def takes(owner, name, seconds):
+        original = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            clock[0] += seconds
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    takes(Trainer, "step", 1.0)
+    takes(loop, "sample", 100.0)
+    takes(loop, "evaluate", 100.0)
+    takes(state, "save", 100.0)
+    train(tiny(log_every=3, save_every=2), pairs, tmp_path, quiet=True)
+    speeds = [e["per_second"] for e in read_log(tmp_path) if e["event"] == "steps"]
+    assert speeds == [1.0] * 5
+    shown = report.Report(tmp_path, tiny(log_every=1), 9, 6, quiet=True)  # two processes of three
+    clock[0] += 2
+    shown.step(1, 0, {}, 0.1)
+    assert read_log(tmp_path)[-1]["per_second"] == 3.0
+
+
 def test_training_learns(tmp_path):
     """L1 of held-out drawings halves: the sign of every part of the loop is right."""
     for split, count in (("train", 8), ("val", 2)):

@@ -60,14 +60,15 @@ class Report:
         run: Path,
         values: dict[str, Any],
         total: int,
+        per_step: int,
         *,
         quiet: bool = False,
         mute: bool = False,
     ) -> None:
         self.run, self.values, self.quiet, self.mute = run, values, quiet or mute, mute
-        self.total = total  # steps of the whole run
+        self.total, self.per_step = total, per_step  # steps of the run; pictures of one, all ranks
         self.sums: dict[str, float] = {}
-        self.counted, self.since = 0, time.monotonic()
+        self.counted, self.seconds, self.since = 0, 0.0, time.monotonic()
         self.board: Any = None
         self.progress: Any = None
 
@@ -122,18 +123,22 @@ class Report:
             for name in ("l1", "psnr", "ssim"):
                 self.board.add_scalar(f"held_out/{name}", fields[name], fields["epoch"])
 
+    def restart_clock(self) -> None:
+        """What happened since the last step (saving, held-out pictures) was not training."""
+        self.since = time.monotonic()
+
     def step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float) -> None:
         """Adds to the means; every `log_every` steps they are logged and shown."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        now = time.monotonic()
+        self.seconds, self.since = self.seconds + now - self.since, now
         self.counted += 1
         if self.counted < self.values["log_every"]:
             return
-        now = time.monotonic()
         means = {name: value / self.counted for name, value in self.sums.items()}
-        per_step = self.values["batch"] * self.values["accumulate"]
-        speed = self.counted * per_step / max(now - self.since, 1e-9)
-        self.sums, self.counted, self.since = {}, 0, now
+        speed = self.counted * self.per_step / max(self.seconds, 1e-9)
+        self.sums, self.counted, self.seconds = {}, 0, 0.0
         rounded = {name: round(value, 5) for name, value in means.items()}
         self.event(
             "steps", step=step, epoch=epoch, rate=rate, per_second=round(speed, 3), **rounded
@@ -151,7 +156,6 @@ class Report:
 
     def samples(self, epoch: int, rows: Rows) -> None:
         """Writes the grid and the gallery; a full disk costs the pictures, not the run."""
-        self.since = time.monotonic()
         if self.mute or not rows:
             return
         pixels = grid(rows)

@@ -270,7 +270,8 @@ def train(
     whole_epochs = trainer.step_count // per_epoch
     epoch, first = history.setdefault("epoch", [whole_epochs, whole_epochs * per_epoch])
     total = first + (epochs - epoch) * per_epoch
-    report = Report(run, values, total, quiet=quiet, mute=distributed.rank() > 0)
+    per_step = values["batch"] * values["accumulate"] * world
+    report = Report(run, values, total, per_step, quiet=quiet, mute=distributed.rank() > 0)
     origin = {
         "command": sys.argv,
         "pairs": len(pairs),
@@ -318,6 +319,7 @@ def train(
             trainer.set_learning_rate(rate)
             source = epoch_batches(pairs, values, epoch, trainer.step_count - first)
             stop = False
+            report.restart_clock()
             while trainer.step_count < first + per_epoch:
                 stop = distributed.any_true(interrupted())
                 if stop or enough():
@@ -337,6 +339,7 @@ def train(
                 report.step(trainer.step_count, epoch, losses, rate)
                 if values["save_every"] and trainer.step_count % values["save_every"] == 0:
                     save(last)
+                    report.restart_clock()
             if trainer.step_count < first + per_epoch:
                 if stop:
                     save(last)
