@@ -608,7 +608,10 @@ def test_the_command(facades, tmp_path):
     assert (tmp_path / "run" / "gallery.html").exists()
     refused = runner.invoke(command, arguments)
     assert refused.exit_code == 1 and "--resume continues it" in refused.stderr
-    assert runner.invoke(command, [*arguments, "--resume"]).exit_code == 0
+    resumed = runner.invoke(command, [*arguments, "--resume", "--set", "log_every=1"])
+    assert resumed.exit_code == 0
+    assert "epoch 1, step 3 of 5: d_fake" in resumed.stderr and "pictures/s" in resumed.stderr
+    assert "epoch 1, held out: l1" in resumed.stderr
     assert read_log(tmp_path / "run")[-1]["step"] == 5  # one epoch of five pairs
     assert (tmp_path / "run" / "samples" / "0001.png").exists()
     alone = runner.invoke(command, [*arguments, "--changed-data"])

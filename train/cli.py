@@ -70,7 +70,8 @@ def train(
             len(os.sched_getaffinity(0))
         )  # torch counts cores, not what it may use
     logger = logging.getLogger("pix2pix_fast.train")  # warnings; without a terminal, progress too
-    logger.addHandler(logging.StreamHandler())
+    handler = logging.StreamHandler()
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     overrides: dict[str, Any] = dict(SMOKE) if smoke else {}
     if direction:
@@ -100,6 +101,8 @@ def train(
             raise
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    finally:
+        logger.removeHandler(handler)
 
 
 @click.command("export")

@@ -1,4 +1,4 @@
-"""What a run shows: progress bar, log.jsonl, TensorBoard, sample grids, and a self-contained
+"""What a run shows: progress bar (lines without a terminal), log.jsonl, TensorBoard, sample grids, and a self-contained
 gallery.
 
 RUN/log.jsonl          one JSON object per line: start, steps, epoch, evaluate, end
@@ -119,9 +119,14 @@ class Report:
                 file.write(line + "\n")
         except OSError as error:
             LOG.warning("cannot write the log: %s", error)
-        if self.board and event == "evaluate":
-            for name in ("l1", "psnr", "ssim"):
-                self.board.add_scalar(f"held_out/{name}", fields[name], fields["epoch"])
+        if event != "evaluate":
+            return
+        figures = {name: fields[name] for name in ("l1", "psnr", "ssim")}
+        if self.board:
+            for name, value in figures.items():
+                self.board.add_scalar(f"held_out/{name}", value, fields["epoch"])
+        if not self.quiet and not self.progress:
+            LOG.info("epoch %d, held out: %s", fields["epoch"], _shown(figures))
 
     def restart_clock(self) -> None:
         """What happened since the last step (saving, held-out pictures) was not training."""
@@ -149,9 +154,13 @@ class Report:
             self.board.add_scalar("speed/pictures_per_second", speed, step)
             self.board.add_scalar("rate", rate, step)
         if self.progress:
-            shown = " ".join(f"{name} {value:.3f}" for name, value in means.items())
             self.progress.update(
-                self.task, completed=step, epoch=epoch + 1, losses=shown, speed=speed
+                self.task, completed=step, epoch=epoch + 1, losses=_shown(means), speed=speed
+            )
+        elif not self.quiet:
+            LOG.info(
+                "epoch %d, step %d of %d: %s, %.1f pictures/s",
+                *(epoch + 1, step, self.total, _shown(means), speed),
             )
 
     def samples(self, epoch: int, rows: Rows) -> None:
@@ -171,6 +180,10 @@ class Report:
             write_atomically(self.run / "gallery.html", lambda f: _write(f, text))
         except (OSError, RuntimeError) as error:
             LOG.warning("cannot write the pictures: %s", error)
+
+
+def _shown(figures: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3f}" for name, value in figures.items())
 
 
 def _write(file: Any, text: str) -> None:
