@@ -621,6 +621,15 @@ def test_the_command(facades, tmp_path):
     assert "Traceback" not in wrong.stderr
 
 
+def test_an_early_interruption_does_not_claim_a_state(pairs, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "Pairs", interrupt)
+    stopped = CliRunner().invoke(command, ["facades", str(pairs), "-o", str(tmp_path / "run")])
+    assert stopped.exit_code == 130 and "stopped; nothing was saved" in stopped.stderr
+
+
 # ---- devices ----
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -94,7 +95,9 @@ def train(
             max_steps=steps,
         )
     except KeyboardInterrupt:
-        click.echo(f"stopped; {run}/last.pt is complete, --resume goes on", err=True)
+        state = Path(run) / "last.pt"
+        kept = f"{state} is complete, --resume goes on" if state.exists() else "nothing was saved"
+        click.echo(f"stopped; {kept}", err=True)
         sys.exit(130)
     except (ValueError, StateError, TrainingStopped) as error:
         if debug:
@@ -145,8 +148,6 @@ def export(run: str, output: str, form: str, dtype: Any, which: Any, card: tuple
 @click.argument("output", type=click.Path(dir_okay=False))
 def colorize(model: str, picture: str, output: str) -> None:
     """Colour PICTURE with MODEL, a model file or run of the recipe `colorization`, into OUTPUT."""
-    from pathlib import Path
-
     from PIL import Image
     from pix2pix_fast.train.colorize import colorize as coloured
     from pix2pix_fast.train.data import read_picture
