@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 
 from click.testing import CliRunner
 from PIL import Image
-from pix2pix_fast.train import colour, distributed, recipes, report, state
+from pix2pix_fast.train import benchmark, colour, distributed, recipes, report, state
 from pix2pix_fast.train import train as loop
 from pix2pix_fast.train.cli import train as command
 from pix2pix_fast.train.data import DataError
@@ -656,6 +656,17 @@ def test_only_the_generator_of_this_process_is_saved(monkeypatch):
     assert kept.keys() == {1} and kept[1].item() == 1
     assert "cuda" not in state.random_state(torch.device("cpu"))
     state.restore_random_state(saved, torch.device("cpu"))  # a GPU's run goes on without one
+
+
+def test_the_benchmark_waits_for_the_device_and_leaves_plain_adam_alone(monkeypatch):
+    plain, ours = (benchmark.make(name, 2, 2, 1, "cpu") for name in list(benchmark.VARIANTS)[:2])
+    assert plain.opt_g.defaults["fused"] is plain.opt_d.defaults["fused"] is None
+    assert ours.opt_g.defaults["fused"] is True
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for device in ("cpu", "cuda:1"):
+        benchmark.wait(device)
+    assert waited == ["cuda:1"]
 
 
 # ---- several processes (slowest) ----
