@@ -119,8 +119,10 @@ def test_the_engine_takes_a_run_and_a_module(run, tmp_path):
         Engine(ResNet(ngf=4, blocks=6))
 
 
-def test_a_disagreement_removes_the_file(run, tmp_path, monkeypatch):
+def test_a_disagreement_writes_nothing(run, tmp_path, monkeypatch):
     pytest.importorskip("pix2pix_fast._core")
+    export.to_file(run[0], tmp_path / "good.safetensors")
+    good = (tmp_path / "good.safetensors").read_bytes()
     right = UNet.from_model.__func__
     monkeypatch.setattr(
         UNet,
@@ -137,7 +139,16 @@ def test_a_disagreement_removes_the_file(run, tmp_path, monkeypatch):
     )
     with pytest.raises(export.ExportError, match="disagree"):
         export.to_file(run[0], tmp_path / "a.safetensors")
-    assert not (tmp_path / "a.safetensors").exists()
+    with pytest.raises(export.ExportError, match="disagree"):
+        export.to_file(run[0], tmp_path / "good.safetensors", dtype="f16")
+    assert [path.name for path in tmp_path.iterdir()] == ["good.safetensors"]
+    assert (tmp_path / "good.safetensors").read_bytes() == good
+
+
+def test_a_run_without_held_out_pictures_has_no_best_state(run, tmp_path):
+    (tmp_path / "last.pt").symlink_to(run[0] / "last.pt")
+    with pytest.raises(state.StateError, match=r"has no best\.pt: .*--which last takes"):
+        export.to_model(tmp_path, which="best")
 
 
 def test_both_networks_go_back_to_junyanz(run, tmp_path):
