@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 
 from click.testing import CliRunner
 from PIL import Image
-from pix2pix_fast.train import benchmark, colour, distributed, recipes, report, state
+from pix2pix_fast.train import benchmark, colour, distributed, export, recipes, report, state
 from pix2pix_fast.train import train as loop
 from pix2pix_fast.train.cli import train as command
 from pix2pix_fast.train.data import DataError
@@ -264,7 +264,8 @@ def test_a_picture_that_breaks_later_costs_nothing(pairs, tmp_path):
     train(longer, data, tmp_path / "run", resume=True, quiet=True)
     saved = state.load(tmp_path / "run" / "last.pt")
     assert saved["step"] == 13
-    assert [c["step"] for c in saved["history"]["data_changes"]] == [2, 9]
+    changes = export.to_model(tmp_path / "run").card["training"]["data_changes"]
+    assert [(c["step"], c["pairs"]) for c in changes] == [(2, 3), (9, 4)]
 
 
 def test_a_run_that_is_killed_goes_on_from_the_last_saved_step(pairs, tmp_path, monkeypatch):
