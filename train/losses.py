@@ -5,7 +5,8 @@
     wgangp   D: D(fake) - D(real) + penalty                G: -D(fake)
 
 Every term is the mean over patches and images. D's sum is halved where the recipe says so
-(junyanz); the penalty never is. L_G = gan_weight * GAN + l1_weight * mean|G(x) - t|.
+(junyanz); the penalty never is, so that beside halved terms it weighs twice.
+L_G = gan_weight * GAN + l1_weight * mean|G(x) - t|.
 """
 
 from __future__ import annotations
