@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 
 from click.testing import CliRunner
 from PIL import Image
-from pix2pix_fast.train import recipes, report, state
+from pix2pix_fast.train import benchmark, colour, distributed, export, recipes, report, state
 from pix2pix_fast.train import train as loop
 from pix2pix_fast.train.cli import train as command
 from pix2pix_fast.train.data import DataError
@@ -214,6 +214,25 @@ def test_an_overflowing_gradient_names_the_pair_before(tmp_path, monkeypatch):
         train(tiny(), tmp_path / "data", tmp_path / "run", quiet=True)
 
 
+def test_weights_that_overflow_at_the_end_of_an_epoch_are_not_saved(tmp_path, monkeypatch):
+    write_arrays(tmp_path / "data")
+    step = Trainer.step
+
+    def poisoned(self, batches):
+        losses = step(self, batches)
+        if self.step_count == 8:
+            next(self.g.parameters()).data.fill_(float("inf"))
+        return losses
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    eighth = int(np.random.default_rng([0, 1]).permutation(4)[3])
+    with pytest.raises(TrainingStopped, match=rf"step 8, train/pair{eighth}\.npy: a gradient over"):
+        train(tiny(), tmp_path / "data", tmp_path / "run", quiet=True)
+    saved = state.load(tmp_path / "run" / "last.pt")
+    assert saved["step"] == 4
+    assert all(t.isfinite().all() for t in saved["g"].values())
+
+
 def test_a_picture_that_breaks_later_costs_nothing(pairs, tmp_path):
     data = tmp_path / "data"
     (data / "train").mkdir(parents=True)
@@ -228,6 +247,110 @@ def test_a_picture_that_breaks_later_costs_nothing(pairs, tmp_path):
     assert state.load(tmp_path / "run" / "last.pt")["step"] == 2
     draw(bad, seed=int(order[2]))
     assert bad.stat().st_size == size
+    with pytest.raises(
+        state.StateError, match=rf"1 of another size \(train/{bad.name}\); --changed-data goes on"
+    ):
+        train(tiny(), data, tmp_path / "run", resume=True, quiet=True)
+    bad.unlink()
+    with pytest.raises(state.StateError, match=rf"1 gone \(train/{bad.name}\); --changed-data"):
+        train(tiny(), data, tmp_path / "run", resume=True, quiet=True)
+    values = tiny()
+    train(values, data, tmp_path / "run", resume=True, changed_data=True, quiet=True)
+    epochs = [(e["epoch"], e["step"]) for e in read_log(tmp_path / "run") if e["event"] == "epoch"]
+    assert epochs == [(1, 3), (2, 6), (3, 9)]  # three pairs now: one of them after the two steps
+    draw(data / "train" / "new.bmp", seed=9)  # five steps of an epoch of four pairs
+    longer = tiny(epochs=3)
+    train(longer, data, tmp_path / "run", resume=True, changed_data=True, max_steps=11, quiet=True)
+    train(longer, data, tmp_path / "run", resume=True, quiet=True)
+    saved = state.load(tmp_path / "run" / "last.pt")
+    assert saved["step"] == 13
+    changes = export.to_model(tmp_path / "run").card["training"]["data_changes"]
+    assert [(c["step"], c["pairs"]) for c in changes] == [(2, 3), (9, 4)]
+
+
+def test_a_run_that_is_killed_goes_on_from_the_last_saved_step(pairs, tmp_path, monkeypatch):
+    values = tiny(save_every=3)
+    whole = train(values, pairs, tmp_path / "whole", max_steps=8, quiet=True)
+    step = Trainer.step
+
+    def killed(self, batches):
+        if self.step_count == 4:
+            raise MemoryError
+        return step(self, batches)
+
+    monkeypatch.setattr(Trainer, "step", killed)
+    with pytest.raises(MemoryError):
+        train(values, pairs, tmp_path / "run", quiet=True)
+    assert state.load(tmp_path / "run" / "last.pt")["step"] == 3
+    monkeypatch.undo()
+    again = train(values, pairs, tmp_path / "run", resume=True, max_steps=8, quiet=True)
+    assert_same(whole.state_dict(), again.state_dict())
+
+
+def test_a_value_that_is_newer_than_the_run_had_its_default(pairs, tmp_path):
+    train(tiny(), pairs, tmp_path, max_steps=1, quiet=True)
+    saved = state.load(tmp_path / "last.pt")
+    for name in ("eps", "mirrored"):
+        del saved["values"][name]
+    state.save(tmp_path / "last.pt", {k: v for k, v in saved.items() if k != "format"})
+    with pytest.raises(state.StateError, match=r"saved: eps 1e-05 -> 0\.001$"):
+        train(tiny(eps=1e-3), pairs, tmp_path, resume=True, quiet=True)
+    train(tiny(), pairs, tmp_path, resume=True, max_steps=2, quiet=True)
+
+
+def test_trouble_with_a_held_out_picture_costs_neither_epoch_nor_run(tmp_path, caplog):
+    write_arrays(tmp_path / "data")
+    (tmp_path / "data" / "val").mkdir()
+    for i in range(2):
+        draw(tmp_path / "data" / "val" / f"{i}.bmp", seed=i)
+    bad = tmp_path / "data" / "val" / "1.bmp"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: len(whole) // 2])  # the header still reads
+    with caplog.at_level("WARNING", "pix2pix_fast.train"):
+        train(tiny(), tmp_path / "data", tmp_path / "run", quiet=True)
+    assert "1.bmp: not a readable picture" in caplog.text
+    assert state.load(tmp_path / "run" / "last.pt")["step"] == 12
+    events = [e["event"] for e in read_log(tmp_path / "run")]
+    assert events.count("held_out_trouble") == 3 and "evaluate" not in events
+
+
+def test_the_state_is_saved_before_the_held_out_pictures_are_looked_at(
+    pairs, tmp_path, monkeypatch
+):
+    def broken(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "sample", broken)
+    with pytest.raises(MemoryError):
+        train(tiny(), pairs, tmp_path / "run", quiet=True)
+    assert state.load(tmp_path / "run" / "last.pt")["step"] == 5
+
+
+def test_no_look_is_taken_where_none_is_wanted(pairs, tmp_path):
+    values = tiny(sample_every=0, evaluate_every=0, epochs=1, decay_epochs=0)
+    train(values, pairs, tmp_path, quiet=True)
+    assert "evaluate" not in [e["event"] for e in read_log(tmp_path)]
+    assert not (tmp_path / "samples").exists() and not (tmp_path / "best.pt").exists()
+
+
+def test_the_best_figure_survives_a_resume(pairs, tmp_path):
+    train(tiny(), pairs, tmp_path, max_steps=5, quiet=True)
+    saved = [state.load(tmp_path / f"{name}.pt")["history"] for name in ("last", "best")]
+    assert saved[0]["best_l1"] == saved[1]["best_l1"] < 1
+    assert saved[0]["metrics"] == saved[1]["metrics"]
+
+
+def test_a_grown_held_out_set_starts_the_gallery_anew(tmp_path):
+    for split, count in (("train", 5), ("val", 2)):
+        (tmp_path / split).mkdir()
+        for i in range(count):
+            draw(tmp_path / split / f"{i}.png", seed=i)
+    run = tmp_path / "run"
+    train(tiny(), tmp_path, run, max_steps=5, quiet=True)
+    draw(tmp_path / "val" / "2.png", seed=2)
+    train(tiny(), tmp_path, run, resume=True, quiet=True)
+    page = (run / "gallery.html").read_text()
+    assert page.count("<img") == 3 * (2 + 2) and "epoch 1<" not in page
 
 
 def test_a_full_disk_keeps_the_earlier_state(pairs, tmp_path, monkeypatch):
@@ -291,6 +414,33 @@ def test_a_run_leaves_log_grids_gallery_and_scalars(pairs, tmp_path):
     assert stored["history"]["best_l1"] == min(e["l1"] for e in held)
 
 
+def test_pictures_per_second_count_training_alone(pairs, tmp_path, monkeypatch):
+    """On a clock of our own: a step takes 1 s, a look 100."""
+    clock = [0.0]
+    monkeypatch.setattr(report.time, "monotonic", lambda: clock[0])
+
+    def takes(owner, name, seconds):
+        original = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            clock[0] += seconds
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    takes(Trainer, "step", 1.0)
+    takes(loop, "sample", 100.0)
+    takes(loop, "evaluate", 100.0)
+    takes(state, "save", 100.0)
+    train(tiny(log_every=3, save_every=2), pairs, tmp_path, quiet=True)
+    speeds = [e["per_second"] for e in read_log(tmp_path) if e["event"] == "steps"]
+    assert speeds == [1.0] * 5
+    shown = report.Report(tmp_path, tiny(log_every=1), 9, 6, quiet=True)  # two processes of three
+    clock[0] += 2
+    shown.step(1, 0, {}, 0.1)
+    assert read_log(tmp_path)[-1]["per_second"] == 3.0
+
+
 def test_training_learns(tmp_path):
     """L1 of held-out drawings halves: the sign of every part of the loop is right."""
     for split, count in (("train", 8), ("val", 2)):
@@ -311,6 +461,25 @@ def test_training_learns(tmp_path):
     first = Trainer(values)
     held = loop.Pairs(tmp_path, "val", values)
     assert figures[-1] < 0.5 * loop.evaluate(first, held, 2)["l1"]
+
+
+def test_a_colorization_is_judged_in_rgb(tmp_path):
+    (tmp_path / "val").mkdir()
+    for i in range(2):
+        draw(tmp_path / "val" / f"{i}.png", w=64, seed=i)
+    values = recipes.load("colorization", **{**TINY, "load_size": 64})
+    held = loop.Pairs(tmp_path, "val", values)
+    trainer = Trainer(values)
+    trainer.translate = lambda x: torch.zeros(1, 2, 64, 64)  # gray
+    found = loop.evaluate(trainer, held, 2)
+    errors = []
+    for i in range(2):
+        with Image.open(tmp_path / "val" / f"{i}.png") as image:
+            photo = np.asarray(image) / 255
+        lab = colour.rgb_to_lab(photo)
+        lab[..., 1:] = 0
+        errors.append(np.abs(colour.lab_to_rgb(lab) - photo).mean())
+    assert found["l1"] == pytest.approx(np.mean(errors), rel=1e-3)
 
 
 def test_pixel_figures_against_numpy():
@@ -391,7 +560,42 @@ def test_recipes_refuse_what_they_do_not_know():
         recipes.load("facades", ngff=3)
     with pytest.raises(ValueError, match="ngf is of type int, got 'wide'"):
         recipes.load("facades", ngf="wide")
+    with pytest.raises(ValueError, match="follows only labels a recipe"):
+        recipes.load("facades", follows="paper")
     assert recipes.load("facades", ngf="16", mirror="false")["mirror"] is False
+
+
+@pytest.mark.parametrize("name", ["batch", "accumulate", "evaluate_count", "log_every"])
+def test_what_must_be_counted_is_at_least_one(name):
+    with pytest.raises(ValueError, match=f"{name} is at least 1, got 0"):
+        recipes.load("facades", **{name: 0})
+    with pytest.raises(ValueError, match="evaluate_every is at least 0, got -1"):
+        recipes.load("facades", evaluate_every=-1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"ngf": 16.7}, "ngf is of type int, got 16.7"),
+        ({"ngf": 0}, "ngf is at least 1, got 0"),
+        ({"l1_weight": -1.0}, r"l1_weight is at least 0, got -1\.0"),
+        ({"lr": "nan"}, "lr is at least 0, got nan"),
+        ({"size": 100}, r"size 100: a unet takes multiples of 64 \(2\^depth, depth 6\)"),
+        ({"size": 62, "generator": "resnet6"}, "a resnet6 takes multiples of 4"),
+        ({"d_layers": 5}, "size 64: with d_layers 5 the discriminator needs 96 or more"),
+        ({"gan_weight": 0.0, "l1_weight": 0.0}, "nothing to train"),
+    ],
+)
+def test_values_that_no_network_can_have_are_refused_by_name(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        Trainer(tiny(**wrong))
+
+
+def test_the_smallest_map_of_each_discriminator_is_allowed():
+    for n in range(7):
+        values = tiny(d_layers=n, size=64 if n < 5 else 3 * 2**n, depth=5)
+        d = Trainer(values).d
+        assert d(torch.zeros(1, 6, values["size"], values["size"])).numel() >= 1
 
 
 def test_the_command(facades, tmp_path):
@@ -401,13 +605,69 @@ def test_the_command(facades, tmp_path):
     ]
     runner = CliRunner()
     assert runner.invoke(command, [*arguments, "--max-steps", "2"]).exit_code == 0
+    assert "evaluate" in [e["event"] for e in read_log(tmp_path / "run")]  # within an epoch, too
+    assert (tmp_path / "run" / "gallery.html").exists()
     refused = runner.invoke(command, arguments)
     assert refused.exit_code == 1 and "--resume continues it" in refused.stderr
-    assert runner.invoke(command, [*arguments, "--resume"]).exit_code == 0
+    resumed = runner.invoke(command, [*arguments, "--resume", "--set", "log_every=1"])
+    assert resumed.exit_code == 0
+    assert "epoch 1, step 3 of 5: d_fake" in resumed.stderr and "pictures/s" in resumed.stderr
+    assert "epoch 1, held out: l1" in resumed.stderr
     assert read_log(tmp_path / "run")[-1]["step"] == 5  # one epoch of five pairs
+    assert (tmp_path / "run" / "samples" / "0001.png").exists()
+    alone = runner.invoke(command, [*arguments, "--changed-data"])
+    assert alone.exit_code == 2 and "belongs to --resume" in alone.stderr
     wrong = runner.invoke(command, ["facade", str(facades), "-o", str(tmp_path / "x")])
     assert wrong.exit_code == 1 and "no recipe 'facade'" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_an_early_interruption_does_not_claim_a_state(pairs, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "Pairs", interrupt)
+    stopped = CliRunner().invoke(command, ["facades", str(pairs), "-o", str(tmp_path / "run")])
+    assert stopped.exit_code == 130 and "stopped; nothing was saved" in stopped.stderr
+
+
+# ---- devices ----
+
+
+def test_cuda_is_the_gpu_of_this_process(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert distributed.start("cuda") == "cuda:0" and distributed.start("cuda:3") == "cuda:3"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert distributed.start("cuda") == distributed.start("auto") == "cuda:1"
+    assert chosen == ["cuda:0", "cuda:3", "cuda:1", "cuda:1"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distributed.start("auto") == "cpu"
+    with pytest.raises(ValueError, match="device cuda:1: PyTorch .* sees no GPU"):
+        distributed.start("cuda")
+
+
+def test_only_the_generator_of_this_process_is_saved(monkeypatch):
+    kept = {}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda d: torch.tensor([d.index]))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, d: kept.update({d.index: s}))
+    saved = state.random_state(torch.device("cuda:1"))
+    state.restore_random_state(saved, torch.device("cuda:1"))
+    assert kept.keys() == {1} and kept[1].item() == 1
+    assert "cuda" not in state.random_state(torch.device("cpu"))
+    state.restore_random_state(saved, torch.device("cpu"))  # a GPU's run goes on without one
+
+
+def test_the_benchmark_waits_for_the_device_and_leaves_plain_adam_alone(monkeypatch):
+    plain, ours = (benchmark.make(name, 2, 2, 1, "cpu") for name in list(benchmark.VARIANTS)[:2])
+    assert plain.opt_g.defaults["fused"] is plain.opt_d.defaults["fused"] is None
+    assert ours.opt_g.defaults["fused"] is True
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for device in ("cpu", "cuda:1"):
+        benchmark.wait(device)
+    assert waited == ["cuda:1"]
 
 
 # ---- several processes (slowest) ----

@@ -74,6 +74,21 @@ def test_two_folders_match_names_whatever_the_suffix(tmp_path):
         Pairs(tmp_path, "train", values(data_form="folders"))
 
 
+def test_folders_inside_are_read_too(tmp_path):
+    for side in "AB":
+        for name in ("one/x.png", "two/x.png", ".thumbnails/x.png"):
+            (tmp_path / side / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture(16, 16)).save(tmp_path / side / "train" / name)
+    pairs = Pairs(tmp_path, "train", values(data_form="folders"))
+    assert [pairs.name(i) for i in range(len(pairs))] == ["A/train/one/x.png", "A/train/two/x.png"]
+    assert len(Pairs(tmp_path / "A", "train", values())) == 2
+    (tmp_path / "B" / "train").rename(tmp_path / "B" / "val")
+    (tmp_path / "A" / "train").rename(tmp_path / "A" / "val")
+    for side in "AB":
+        Image.fromarray(picture(16, 16)).save(tmp_path / side / "y.png")
+    assert len(Pairs(tmp_path, "train", values(data_form="folders"))) == 1
+
+
 def test_colorization_goes_through_lab_and_back(tmp_path):
     (tmp_path / "train").mkdir()
     photo = picture(16, 16)
@@ -110,6 +125,18 @@ def test_edges_of_a_square_are_its_outline(tmp_path):
     Image.fromarray(array).save(tmp_path / "train" / "a.png")
     x, t, _ = Pairs(tmp_path, "train", values(data_form="edges", size=40, load_size=40))[-1, 0]
     assert set(x.unique().tolist()) == {-1.0, 1.0} and torch.equal(t, to_tensor(array))
+
+
+def test_edges_of_a_large_photo_are_as_black_as_those_of_a_small_one(tmp_path):
+    y, x = np.mgrid[:640, :640]
+    disc = np.where((x - 320) ** 2 + (y - 320) ** 2 < 200**2, 220, 30).astype(np.uint8)
+    (tmp_path / "train").mkdir()
+    Image.fromarray(np.repeat(disc[:, :, None], 3, 2)).save(tmp_path / "train" / "a.png")
+    pairs = Pairs(tmp_path, "train", values(data_form="edges", size=40, load_size=44))
+    for epoch in (-1, 0):
+        lines, photo, _ = pairs[epoch, 0]
+        assert lines.shape == photo.shape == (3, 40, 40)
+        assert set(lines.unique().tolist()) == {-1.0, 1.0}
 
 
 # ---- pixels ----
@@ -208,6 +235,55 @@ def test_all_bad_pictures_are_listed_before_the_first_step(tmp_path):
     assert "2 unusable pictures" in str(error.value)
     assert "text.png: not a readable picture" in str(error.value)
     assert "odd.png: 31 pixels wide" in str(error.value)
+
+
+def test_arrays_are_checked_by_their_headers(tmp_path):
+    (tmp_path / "train").mkdir()
+    for name, array in (
+        ("ints", np.zeros((16, 32, 3), np.int64)),
+        ("five", np.zeros((16, 32, 5), np.uint8)),
+        ("deep", np.zeros((2, 16, 32, 3), np.uint8)),
+    ):
+        np.save(tmp_path / "train" / f"{name}.npy", array)
+    np.save(tmp_path / "train" / "good.npy", np.zeros((16, 32, 3), ">u2"))
+    with pytest.raises(DataError) as error:
+        Pairs(tmp_path, "train", values())
+    text = str(error.value)
+    assert "3 unusable pictures" in text and "five.npy: 5 channels, expected 3" in text
+    assert "ints.npy: shape (16, 32, 3) of int64, expected (H, W, C) of uint8" in text
+    assert "deep.npy: shape (2, 16, 32, 3)" in text
+    assert read_picture(tmp_path / "train" / "good.npy").dtype == np.uint16
+
+
+def test_values_out_of_range_are_refused_and_not_wrapped(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((4, 4, 3), 255.0))
+    with pytest.raises(DataError, match=r"a\.npy: values 255 to 255, expected floats in 0 to 1"):
+        read_picture(tmp_path / "a.npy")
+    Image.fromarray(np.array([[70000, -5]], np.int32)).save(tmp_path / "b.tif")
+    with pytest.raises(DataError, match=r"b\.tif: values -5 to 70000, expected levels of 16 bits"):
+        read_picture(tmp_path / "b.tif")
+    sharp = np.zeros((40, 40, 3), np.float32)
+    sharp[:, 20:] = 1
+    small = resize(sharp, 15, 15)
+    assert small.min() == 0 and small.max() == 1
+
+
+def test_two_pictures_of_one_name_are_refused(tmp_path):
+    for side, names in (("A", ("x.png", "x.bmp")), ("B", ("x.png",))):
+        (tmp_path / side / "train").mkdir(parents=True)
+        for name in names:
+            Image.fromarray(picture(16, 16)).save(tmp_path / side / "train" / name)
+    with pytest.raises(DataError, match=r"x\.bmp and x\.png: pairs are matched by name"):
+        Pairs(tmp_path, "train", values(data_form="folders"))
+
+
+def test_channels_of_a_form_are_checked_first(tmp_path):
+    for bad in ({"in_channels": 3}, {"direction": "BtoA"}):
+        v = {"data_form": "colorization", "in_channels": 1, "out_channels": 2, **bad}
+        with pytest.raises(DataError, match=r"colorization: A has 1 channel .*got in_channels"):
+            Pairs(tmp_path, "train", values(**v))
+    with pytest.raises(DataError, match="edges: A has 1 or 3 channels, got 2"):
+        Pairs(tmp_path, "train", values(data_form="edges", in_channels=2))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pix2pix_fast.train import export, junyanz, recipes, state
+from click.testing import CliRunner
+from PIL import Image
+from pix2pix_fast.train import colour, export, junyanz, recipes, state
+from pix2pix_fast.train.cli import colorize
 from pix2pix_fast.train.networks import NORMS, ResNet, UNet, image_twin, init_weights
 from pix2pix_fast.train.train import Trainer
 
@@ -116,8 +119,10 @@ def test_the_engine_takes_a_run_and_a_module(run, tmp_path):
         Engine(ResNet(ngf=4, blocks=6))
 
 
-def test_a_disagreement_removes_the_file(run, tmp_path, monkeypatch):
+def test_a_disagreement_writes_nothing(run, tmp_path, monkeypatch):
     pytest.importorskip("pix2pix_fast._core")
+    export.to_file(run[0], tmp_path / "good.safetensors")
+    good = (tmp_path / "good.safetensors").read_bytes()
     right = UNet.from_model.__func__
     monkeypatch.setattr(
         UNet,
@@ -134,7 +139,16 @@ def test_a_disagreement_removes_the_file(run, tmp_path, monkeypatch):
     )
     with pytest.raises(export.ExportError, match="disagree"):
         export.to_file(run[0], tmp_path / "a.safetensors")
-    assert not (tmp_path / "a.safetensors").exists()
+    with pytest.raises(export.ExportError, match="disagree"):
+        export.to_file(run[0], tmp_path / "good.safetensors", dtype="f16")
+    assert [path.name for path in tmp_path.iterdir()] == ["good.safetensors"]
+    assert (tmp_path / "good.safetensors").read_bytes() == good
+
+
+def test_a_run_without_held_out_pictures_has_no_best_state(run, tmp_path):
+    (tmp_path / "last.pt").symlink_to(run[0] / "last.pt")
+    with pytest.raises(state.StateError, match=r"has no best\.pt: .*--which last takes"):
+        export.to_model(tmp_path, which="best")
 
 
 def test_both_networks_go_back_to_junyanz(run, tmp_path):
@@ -174,3 +188,25 @@ def test_a_foreign_module_is_read_as_its_checkpoint():
 def test_what_the_engine_cannot_run_is_refused():
     with pytest.raises(ValueError, match="this generator is a ResNet"):
         export.to_model(ResNet(ngf=4, blocks=6))
+
+
+def test_a_colorization_model_colours_a_picture(tmp_path):
+    pytest.importorskip("pix2pix_fast._core")
+    net = net_of("image", in_channels=1, out_channels=2)
+    path = tmp_path / "colour.safetensors"
+    export.to_file(net, path)
+    photo = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    done = CliRunner().invoke(
+        colorize, [str(path), str(tmp_path / "photo.png"), str(tmp_path / "out.png")]
+    )
+    assert done.exit_code == 0, done.output
+    found = np.asarray(Image.open(tmp_path / "out.png"))
+    lightness = colour.split(photo)[0]
+    with torch.no_grad():
+        ab = UNet.from_model(model_file.load(path)).translate(lightness[None])[0]
+    assert found.shape == photo.shape
+    assert np.abs(found.astype(int) - colour.join(lightness, ab)).max() <= 1
+    export.to_file(net_of("image"), path)
+    done = CliRunner().invoke(colorize, [str(path), str(tmp_path / "photo.png"), "x.png"])
+    assert done.exit_code == 1 and "reads 1 channel and writes 2, this one 3 and 3" in done.stderr

@@ -17,8 +17,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from pix2pix_fast.train import junyanz, recipes
-from pix2pix_fast.train.networks import ResNet, UNet, init_weights
-from pix2pix_fast.train.train import Trainer
+from pix2pix_fast.train.networks import PatchGAN, ResNet, UNet, init_weights
+from pix2pix_fast.train.train import Trainer, TrainingStopped
 from torch import nn
 
 
@@ -173,11 +173,16 @@ def test_resnet_in_junyanz_layout_is_the_same_network(blocks, norm, dropout):
         (UNet(depth=5, ngf=2, eps=1e-3), "eps 1e-5"),
         (UNet(depth=4, ngf=2), "at least 5 levels"),
         (UNet(depth=5, ngf=2, tanh=False), "tanh"),
+        (ResNet(ngf=2, blocks=6, eps=1e-3), "eps 1e-5"),
+        (ResNet(ngf=2, blocks=6, tanh=False), "ResNet ends in tanh"),
+        (ResNet(ngf=2, blocks=7), "6 or 9 blocks"),
+        (PatchGAN(ndf=2, eps=1e-3), "eps 1e-5"),
     ],
 )
 def test_what_his_code_cannot_hold_is_refused(net, words):
+    write = junyanz.discriminator_state if isinstance(net, PatchGAN) else junyanz.generator_state
     with pytest.raises(ValueError, match=words):
-        junyanz.generator_state(net)
+        write(net)
 
 
 # ---- one step ----
@@ -329,6 +334,47 @@ def test_accumulated_batches_give_the_gradients_of_the_joined_batch():
     for a, b in ((joined.g, split.g), (joined.d, split.d)):
         for p, q in zip(a.parameters(), b.parameters(), strict=True):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-8, atol=1e-10)
+
+
+def test_the_penalty_works_beside_a_compiled_network(monkeypatch):
+    """aot_eager: the graphs of torch.compile, without its compiler."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net: compiled(net, backend="aot_eager"))
+    x, t = (torch.rand(1, 3, 32, 32) * 2 - 1 for _ in range(2))
+    found = []
+    for compile in (False, True):
+        values = recipes.load(
+            "facades",
+            **{"depth": 5, "ngf": 2, "ndf": 2, "d_layers": 1, "dropout": "none"},
+            **{"gan": "wgangp", "norm": "image", "compile": compile},
+        )
+        found.append(Trainer(values).step([(x, t)]))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "image", "instance"])
+def test_f16_trains_with_every_norm(norm):
+    """A batch of one leaves 1x1 maps of variance 0, whose gradient needs more than f16."""
+    values = recipes.load("facades", depth=6, ngf=4, ndf=4, norm=norm, precision="f16")
+    trainer = Trainer(values)
+    before = [p.detach().clone() for p in trainer.g.parameters()]
+    x, t = (torch.rand(1, 3, 64, 64) * 2 - 1 for _ in range(2))
+    for _ in range(12):
+        trainer.step([(x, t)])
+    assert trainer.scaler_g.get_scale() >= 2**8
+    moved = [not torch.equal(p, q) for p, q in zip(trainer.g.parameters(), before, strict=True)]
+    assert sum(moved) > len(moved) / 2
+
+
+def test_f16_gradients_that_always_overflow_stop_the_run():
+    values = recipes.load("facades", depth=5, ngf=2, ndf=2, precision="f16")
+    trainer = Trainer(values)
+    trainer.g.d5.conv.weight.register_hook(lambda grad: grad * float("inf"))
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    with pytest.raises(TrainingStopped, match=r"G's gradients overflow f16 at every scale"):
+        for _ in range(40):
+            trainer.step([(x, x)])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "f16"])

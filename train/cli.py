@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -32,6 +33,7 @@ SMOKE_STEPS = 60
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any value of a recipe."
 )
 @click.option("--resume", is_flag=True, help="Go on from RUN/last.pt.")
+@click.option("--changed-data", is_flag=True, help="With --resume: DATA may have changed since.")
 @click.option("--smoke", is_flag=True, help="A tiny network and a few steps: does it run?")
 @click.option("--max-steps", type=int, default=0, help="Stop and save after so many steps.")
 @click.option("--threads", type=int, help="CPU threads.")
@@ -44,6 +46,7 @@ def train(
     direction: str | None,
     settings: tuple[str, ...],
     resume: bool,
+    changed_data: bool,
     smoke: bool,
     max_steps: int,
     threads: int | None,
@@ -59,6 +62,8 @@ def train(
     from pix2pix_fast.train.train import TrainingStopped
     from pix2pix_fast.train.train import train as run_training
 
+    if changed_data and not resume:
+        raise click.UsageError("--changed-data belongs to --resume")
     if threads:
         torch.set_num_threads(threads)
     elif "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
@@ -66,7 +71,8 @@ def train(
             len(os.sched_getaffinity(0))
         )  # torch counts cores, not what it may use
     logger = logging.getLogger("pix2pix_fast.train")  # warnings; without a terminal, progress too
-    logger.addHandler(logging.StreamHandler())
+    handler = logging.StreamHandler()
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     overrides: dict[str, Any] = dict(SMOKE) if smoke else {}
     if direction:
@@ -79,15 +85,27 @@ def train(
             overrides[name] = value
         values = recipes.load(recipe, **overrides)
         steps = max_steps or (SMOKE_STEPS if smoke else 0)
-        run_training(values, data, run, resume=resume, device=device, max_steps=steps)
+        run_training(
+            values,
+            data,
+            run,
+            resume=resume,
+            changed_data=changed_data,
+            device=device,
+            max_steps=steps,
+        )
     except KeyboardInterrupt:
-        click.echo(f"stopped; {run}/last.pt is complete, --resume goes on", err=True)
+        state = Path(run) / "last.pt"
+        kept = f"{state} is complete, --resume goes on" if state.exists() else "nothing was saved"
+        click.echo(f"stopped; {kept}", err=True)
         sys.exit(130)
     except (ValueError, StateError, TrainingStopped) as error:
         if debug:
             raise
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    finally:
+        logger.removeHandler(handler)
 
 
 @click.command("export")
@@ -122,3 +140,24 @@ def export(run: str, output: str, form: str, dtype: Any, which: Any, card: tuple
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     click.echo(f"{output}: engine and PyTorch agree; digest {made.digest}", err=True)
+
+
+@click.command("colorize")
+@click.argument("model", type=click.Path(exists=True))
+@click.argument("picture", type=click.Path(exists=True, dir_okay=False))
+@click.argument("output", type=click.Path(dir_okay=False))
+def colorize(model: str, picture: str, output: str) -> None:
+    """Colour PICTURE with MODEL, a model file or run of the recipe `colorization`, into OUTPUT."""
+    from PIL import Image
+    from pix2pix_fast.train.colorize import colorize as coloured
+    from pix2pix_fast.train.data import read_picture
+
+    from pix2pix_fast import Engine
+
+    try:
+        with Engine(model) as engine:
+            pixels = coloured(engine, read_picture(Path(picture)))
+        Image.fromarray(pixels).save(output)
+    except (ValueError, OSError, RuntimeError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

@@ -55,8 +55,18 @@ def split(rgb: np.ndarray) -> tuple[Tensor, Tensor]:
 
 def join(lightness: Tensor, ab: Tensor) -> np.ndarray:
     """The reverse of `split`: (H, W, 3) uint8."""
+    return np.rint(_rgb(lightness, ab) * 255.0).astype(np.uint8)
+
+
+def to_rgb(lightness: Tensor, ab: Tensor) -> Tensor:
+    """The same as (3, H, W) float32 in [-1, 1]: what a colorization is judged by."""
+    rgb = torch.from_numpy(_rgb(lightness, ab)).float()
+    return rgb.permute(2, 0, 1) * 2.0 - 1.0
+
+
+def _rgb(lightness: Tensor, ab: Tensor) -> np.ndarray:
     lab = torch.cat([(lightness.float() + 1.0) * 50.0, ab.float() * 110.0]).permute(1, 2, 0)
-    return np.rint(lab_to_rgb(lab.detach().cpu().double().numpy()) * 255.0).astype(np.uint8)
+    return lab_to_rgb(lab.detach().cpu().double().numpy())
 
 
 def edges(rgb: np.ndarray, low: float = 0.08, high: float = 0.2) -> np.ndarray:

@@ -5,9 +5,10 @@
     colorization  DATA/train/*.jpg, any photos: A = lightness (1 channel), B = a and b of Lab (2)
     edges         DATA/train/*.jpg, any photos: A = edges found in the photo, B = the photo
 
-Every random choice follows from (seed, epoch, pair): the same for any number of workers and
-processes, and after a resume nothing has to be restored. Pictures: 8 or 16 bits, 1 to 4 channels;
-.npy arrays (H, W, C) of uint8, uint16 or float in 0..1 with any number of channels.
+Folders inside are read too, such as the classes of ImageNet. Every random choice follows from
+(seed, epoch, pair): the same for any number of workers and processes, and after a resume nothing
+has to be restored. Pictures: 8 or 16 bits, 1 to 4 channels; .npy arrays (H, W, C) of uint8, uint16
+or float in 0..1 with any number of channels.
 """
 
 from __future__ import annotations
@@ -38,56 +39,81 @@ class DataError(ValueError):
 def read_picture(path: Path) -> np.ndarray:
     """(H, W, C) uint8, uint16 or float32; alpha is dropped, palettes and CMYK become RGB."""
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False)
         else:
             with Image.open(path, formats=FORMATS) as image:
                 if image.mode in ("LA", "La"):
                     image = image.convert("L")
-                elif image.mode not in ("L", "RGB", "F") and not image.mode.startswith("I"):
+                elif image.mode != "RGB" and not _is_gray(image.mode):
                     image = image.convert("RGB")
                 array = np.asarray(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable picture ({error})") from error
-    if array.dtype == np.int32:  # Pillow's mode I: 16-bit PNGs in some versions
+    if array.dtype == np.int32 and path.suffix.lower() != ".npy":  # Pillow's mode I: 16-bit files
+        _refuse_values(array, 65535, "levels of 16 bits", path)
         array = array.astype(np.uint16)
+    _refuse_kind(array.shape, array.dtype, path)
     if array.dtype.kind == "f":
+        _refuse_values(array, 1, "floats", path)
         array = array.astype(np.float32)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16, np.float32) or 0 in array.shape:
-        raise DataError(
-            f"{path}: shape {array.shape} of {array.dtype}, "
-            "expected (H, W, C) of uint8, uint16 or float"
-        )
-    return array
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array[:, :, None] if array.ndim == 2 else array
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width from the header alone."""
+def picture_header(path: Path) -> tuple[int, int, int]:
+    """Height, width and channels of what `read_picture` returns, from the header alone."""
     try:
-        if path.suffix == ".npy":
-            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-            return int(shape[0]), int(shape[1])
-        with Image.open(path, formats=FORMATS) as image:
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError) as error:
+        if path.suffix.lower() != ".npy":
+            with Image.open(path, formats=FORMATS) as image:
+                gray = image.mode in ("LA", "La") or _is_gray(image.mode)
+                return image.height, image.width, 1 if gray else 3
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable picture ({error})") from error
+    _refuse_kind(array.shape, array.dtype, path)
+    h, w, c = (*array.shape, 1)[:3]
+    return h, w, c
+
+
+def _is_gray(mode: str) -> bool:
+    """Pillow's modes of one channel that are read as they are."""
+    return mode in ("L", "F") or mode.startswith("I")
+
+
+def _refuse_kind(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path) -> None:
+    known = dtype.kind == "f" or dtype.newbyteorder("=") in (np.uint8, np.uint16)
+    if len(shape) not in (2, 3) or 0 in shape or not known:
+        raise DataError(
+            f"{path}: shape {shape} of {dtype}, expected (H, W, C) of uint8, uint16 or float"
+        )
+
+
+def _refuse_values(array: np.ndarray, top: int, what: str, path: Path) -> None:
+    """Not for NaN: the step that meets one names it."""
+    low, high = array.min(), array.max()
+    if low < 0 or high > top:
+        raise DataError(f"{path}: values {low:g} to {high:g}, expected {what} in 0 to {top}")
+
+
+def convertible(have: int, want: int) -> bool:
+    """Whether `to_channels` makes `want` channels of `have`."""
+    return have == want or (have == 1 and want == 3) or (have >= 3 and want == 1)
 
 
 def to_channels(array: np.ndarray, channels: int, path: Path) -> np.ndarray:
     """RGB to gray and gray to RGB where the network wants it; any other difference raises."""
     have = array.shape[2]
+    if not convertible(have, channels):
+        raise DataError(f"{path}: {have} channels, expected {channels}")
     if have == channels:
         return array
-    if have == 1 and channels == 3:
+    if have == 1:
         return np.repeat(array, 3, axis=2)
-    if have >= 3 and channels == 1:
-        gray = array[:, :, :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-        if array.dtype.kind == "u":
-            gray = np.rint(gray)
-        return gray[:, :, None].astype(array.dtype)
-    raise DataError(f"{path}: {have} channels, expected {channels}")
+    gray = array[:, :, :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    if array.dtype.kind == "u":
+        gray = np.rint(gray)
+    return gray[:, :, None].astype(array.dtype)
 
 
 def resize(array: np.ndarray, h: int, w: int) -> np.ndarray:
@@ -109,7 +135,7 @@ def resize(array: np.ndarray, h: int, w: int) -> np.ndarray:
     out = np.stack(planes, axis=2)
     if array.dtype.kind == "u":
         return np.clip(np.rint(out), 0, np.iinfo(array.dtype).max).astype(array.dtype)
-    return out
+    return np.clip(out, 0.0, 1.0)  # bicubic overshoots at edges, and tanh could never follow
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
@@ -145,6 +171,14 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
             raise DataError(
                 f"load_size {values['load_size']} is smaller than size {values['size']}"
             )
+        if form == "colorization" and self._channels() != (1, 2):
+            raise DataError(
+                "colorization: A has 1 channel (lightness), B 2 (a and b), got "
+                f"in_channels {values['in_channels']}, out_channels {values['out_channels']} "
+                f"with direction {values['direction']}"
+            )
+        if form == "edges" and self._channels()[0] not in (1, 3):
+            raise DataError(f"edges: A has 1 or 3 channels, got {self._channels()[0]}")
         self.files = self._two_folders() if form == "folders" else self._one_folder()
         self._check()
 
@@ -155,18 +189,22 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
         """The pair's file, relative to the data folder."""
         return str(self.files[index][0].relative_to(self.root))
 
-    def digest(self) -> str:
-        """SHA-256 over names and file sizes: tells data sets apart in milliseconds."""
-        text = "".join(
-            f"{path.relative_to(self.root)}\0{path.stat().st_size}\n"
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file, by its name relative to the data folder."""
+        return {
+            str(path.relative_to(self.root)): path.stat().st_size
             for pair in self.files
             for path in pair
-        )
+        }
+
+    def digest(self) -> str:
+        """SHA-256 over names and file sizes: tells data sets apart in milliseconds."""
+        text = "".join(f"{name}\0{size}\n" for name, size in self.sizes().items())
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
         epoch, index = key
-        a, b = self._read(index)
+        a, b = self._read(index, self.values["load_size" if epoch >= 0 else "size"])
         if epoch >= 0:
             rng = np.random.default_rng([self.values["seed"], epoch, index])
             a, b = self._jitter(a, b, rng)
@@ -195,18 +233,18 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
 
         return cut(a), cut(b)
 
-    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """A and B at the files' own size, with the network's channels."""
+    def _read(self, index: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """A and B at the files' own size, with the network's channels; edges and their photo at
+        `side` pixels, since lines that are found first fade when the picture shrinks.
+        """
         values, files = self.values, self.files[index]
         form = values["data_form"]
         if form == "colorization":
             photo = to_channels(read_picture(files[0]), 3, files[0])
             return photo, photo
-        ci, co = values["in_channels"], values["out_channels"]
-        if values["direction"] == "BtoA":
-            ci, co = co, ci
+        ci, co = self._channels()
         if form == "edges":
-            photo = read_picture(files[0])
+            photo = resize(read_picture(files[0]), side, side)
             edges = colour.edges(to_channels(photo, 3, files[0]))
             return to_channels(edges, ci, files[0]), to_channels(photo, co, files[0])
         if form == "folders":
@@ -222,6 +260,11 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
             np.ascontiguousarray(to_channels(b, co, files[-1])),
         )
 
+    def _channels(self) -> tuple[int, int]:
+        """Of A and of B."""
+        ci, co = self.values["in_channels"], self.values["out_channels"]
+        return (co, ci) if self.values["direction"] == "BtoA" else (ci, co)
+
     def _one_folder(self) -> list[tuple[Path, ...]]:
         folder = self.root / self.split
         return [(path,) for path in _pictures(folder)]
@@ -229,10 +272,19 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
     def _two_folders(self) -> list[tuple[Path, ...]]:
         sides = []
         for side in "AB":
-            folder = self.root / side / self.split
+            folder, deep = self.root / side / self.split, True
             if not folder.is_dir() and self.split == "train":
-                folder = self.root / side
-            sides.append({path.stem: path for path in _pictures(folder)})
+                folder, deep = self.root / side, False  # val/ beside them is not for training
+            stems: dict[str, Path] = {}
+            for path in _pictures(folder, deep=deep):
+                stem = path.relative_to(folder).with_suffix("").as_posix()
+                if stem in stems:
+                    raise DataError(
+                        f"{stems[stem]} and {path.name}: pairs are matched by name without "
+                        "suffix, so that it can be there only once"
+                    )
+                stems[stem] = path
+            sides.append(stems)
         a, b = sides
         alone = sorted(set(a) ^ set(b))
         if alone:
@@ -244,13 +296,25 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
 
     def _check(self) -> None:
         """Reads every header; lists all bad files at once."""
+        ci, co = self._channels()
+        wanted = {
+            "pairs": [(0, ci), (0, co)],
+            "folders": [(0, ci), (1, co)],
+            "colorization": [(0, 3)],
+            "edges": [(0, 3), (0, co)],
+        }[self.values["data_form"]]
         bad = []
         for files in self.files:
             try:
-                sizes = [picture_size(path) for path in files]
+                headers = [picture_header(path) for path in files]
             except DataError as error:
                 bad.append(str(error))
                 continue
+            sizes = [header[:2] for header in headers]
+            for at, want in wanted:
+                if not convertible(headers[at][2], want):
+                    bad.append(f"{files[at]}: {headers[at][2]} channels, expected {want}")
+                    break
             if self.values["data_form"] == "pairs" and sizes[0][1] % 2:
                 bad.append(
                     f"{files[0]}: {sizes[0][1]} pixels wide; "
@@ -263,11 +327,18 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
             raise DataError(f"{len(bad)} unusable pictures:\n" + "\n".join(bad[:10]) + more)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """The pictures of one folder by name; a warning names other files, but no hidden ones."""
+def _pictures(folder: Path, *, deep: bool = True) -> list[Path]:
+    """The pictures of a folder and (deep) of those in it by name; a warning names other files, but
+    no hidden ones.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; pictures are expected there")
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    files = sorted(
+        path
+        for path in (folder.rglob("*") if deep else folder.iterdir())
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
     others = [p.name for p in files if p.suffix.lower() not in SUFFIXES]
     if others:

@@ -16,10 +16,16 @@ from torch import nn
 
 
 def start(device: str = "auto") -> str:
-    """Joins torchrun's group if there is one; the device of this process."""
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    """Joins torchrun's group if there is one; the device of this process.
+
+    "auto" is this process's GPU if there is one, "cuda" that GPU or a ValueError.
+    """
     if device == "auto":
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":  # PyTorch's current GPU would be the same one in every process
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: PyTorch {torch.__version__} sees no GPU; cpu works")
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     if device.startswith("cuda"):

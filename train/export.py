@@ -88,17 +88,18 @@ def to_file(
     back.
 
     Raises ExportError when they differ by more than one 8-bit level anywhere or at all in more than
-    a thousandth of the values; the file is removed then.
+    a thousandth of the values; a file that was there before stays then.
     """
     path = Path(path)
-    save(to_model(source, which=which, card=card), path, dtype=dtype)
-    model = load(path)
-    if check:
-        try:
+    beside = path.with_name(path.name + ".part")
+    try:
+        save(to_model(source, which=which, card=card), beside, dtype=dtype)
+        model = load(beside)
+        if check:
             compare(model)
-        except ExportError:
-            path.unlink()
-            raise
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
     return model
 
 
@@ -185,6 +186,11 @@ def _discriminator(source: Source, which: Which) -> networks.PatchGAN | None:
 
 
 def _read(path: Path, which: Which) -> dict[str, Any]:
+    if path.is_dir() and which == "best" and not (path / "best.pt").exists():
+        raise state.StateError(
+            f"{path} has no best.pt: it is written when DATA holds val/ or test/ and evaluate_every "
+            "is not 0; --which last takes the last state"
+        )
     return state.load(path / f"{which}.pt" if path.is_dir() else path)
 
 
@@ -227,6 +233,7 @@ def _card(about: dict[str, Any]) -> dict[str, Any]:
             "threads": origin.get("threads", 0),
             "processes": origin.get("processes", 1),
             "data_digest": origin.get("data_digest", about.get("data_digest", "")),
+            **{key: history[key] for key in ("data_changes",) if key in history},
         },
         "metrics": history.get("metrics", {}),
     }

@@ -32,8 +32,7 @@ def _unet(net: UNet) -> State:
         raise ValueError(f"junyanz's U-Net has no norm on e{net.depth}, this one has")
     if not net.tanh:
         raise ValueError("junyanz's U-Net ends in tanh, this one does not")
-    if net.norm != "none" and abs(net.eps - 1e-5) > 1e-9:
-        raise ValueError(f"junyanz's norms have eps 1e-5, this network has {net.eps:g}")
+    _refuse_eps(net)
     if net.depth < 5:
         raise ValueError(f"junyanz's U-Nets have at least 5 levels, this one has {net.depth}")
     n = net.depth
@@ -63,6 +62,11 @@ def _unet(net: UNet) -> State:
 
 
 def _resnet(net: ResNet) -> State:
+    if not net.tanh:
+        raise ValueError("junyanz's ResNet ends in tanh, this one does not")
+    if net.blocks not in (6, 9):
+        raise ValueError(f"junyanz's ResNets have 6 or 9 blocks, this one has {net.blocks}")
+    _refuse_eps(net)
     state: State = {}
     bias = net.c1[0].bias is not None
 
@@ -88,6 +92,7 @@ def _resnet(net: ResNet) -> State:
 
 def discriminator_state(net: PatchGAN) -> State:
     """The state dict of `latest_net_D.pth` for `net`."""
+    _refuse_eps(net)
     state: State = {}
     if net.n == 0:
         first, second = net.layers[0], net.layers[1]
@@ -135,6 +140,13 @@ def _norm(state: State, name: str, norm: nn.Module) -> None:
     state[f"{name}.running_mean"] = torch.zeros(channels) if mean is None else mean.float().cpu()
     state[f"{name}.running_var"] = torch.ones(channels) if var is None else var.float().cpu()
     state[f"{name}.num_batches_tracked"] = torch.tensor(0) if count is None else count.cpu()
+
+
+def _refuse_eps(net: nn.Module) -> None:
+    for module in net.modules():
+        eps = getattr(module, "eps", 1e-5)
+        if isinstance(eps, float) and abs(eps - 1e-5) > 1e-9:
+            raise ValueError(f"junyanz's norms have eps 1e-5, this network has {eps:g}")
 
 
 def _refuse_bias(name: str, conv: nn.Module) -> None:

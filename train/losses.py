@@ -5,7 +5,8 @@
     wgangp   D: D(fake) - D(real) + penalty                G: -D(fake)
 
 Every term is the mean over patches and images. D's sum is halved where the recipe says so
-(junyanz); the penalty never is. L_G = gan_weight * GAN + l1_weight * mean|G(x) - t|.
+(junyanz); the penalty never is, so that beside halved terms it weighs twice.
+L_G = gan_weight * GAN + l1_weight * mean|G(x) - t|.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ class Objective:
     def __post_init__(self) -> None:
         if self.gan not in KINDS:
             raise ValueError(f"gan is one of {', '.join(KINDS)}, got {self.gan!r}")
-        if self.gan_weight <= 0 and self.l1_weight <= 0:
+        for name in ("gan_weight", "l1_weight", "penalty_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is at least 0, got {getattr(self, name)}")
+        if self.gan_weight == 0 and self.l1_weight == 0:
             raise ValueError("gan_weight and l1_weight are both 0: nothing to train")
 
     @classmethod
@@ -73,9 +77,13 @@ class Objective:
         return torch.cat([x, y], 1) if self.conditional else y
 
     def d_loss(
-        self, d: nn.Module, x: Tensor, target: Tensor, fake: Tensor
+        self, d: nn.Module, x: Tensor, target: Tensor, fake: Tensor, plain: nn.Module | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """D's loss and its parts; `fake` is G(x) and gets no gradient."""
+        """D's loss and its parts; `fake` is G(x) and gets no gradient.
+
+        plain: D itself where `d` is compiled, for the penalty: torch.compile's graphs have no
+        second derivative.
+        """
         fake_seen = self.seen(x, fake.detach())
         real_seen = self.seen(x, target)
         parts = {
@@ -84,7 +92,7 @@ class Objective:
         }
         loss = (parts["d_fake"] + parts["d_real"]) * (0.5 if self.halve_d else 1.0)
         if self.gan == "wgangp":
-            parts["d_penalty"] = gradient_penalty(d, real_seen, fake_seen)
+            parts["d_penalty"] = gradient_penalty(plain or d, real_seen, fake_seen)
             loss = loss + self.penalty_weight * parts["d_penalty"]
         return loss, parts
 

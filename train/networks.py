@@ -35,7 +35,7 @@ class ImageNorm(nn.Module):
 
     A batch-norm layer in training mode gives the same on one image; in a batch it mixes the images.
     PyTorch's InstanceNorm refuses 1x1 maps: here they come out as the bias (or 0), as the method
-    does.
+    does. Computed in float32 at least, as BatchNorm is: the gradient of rsqrt(eps) overflows f16.
     """
 
     def __init__(self, channels: int, *, affine: bool = True, eps: float = 1e-5) -> None:
@@ -45,11 +45,12 @@ class ImageNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
+        kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)  # (n, c, 1, 1)
         x = (x - mean) * torch.rsqrt(var + self.eps)
-        if self.weight is None or self.bias is None:
-            return x
-        return x * self.weight[:, None, None] + self.bias[:, None, None]
+        if self.weight is not None and self.bias is not None:
+            x = x * self.weight[:, None, None] + self.bias[:, None, None]
+        return x.to(kind)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -448,6 +449,20 @@ def image_twin(net: nn.Module) -> nn.Module:
 def parameter_count(net: nn.Module) -> int:
     """Number of trained values."""
     return sum(p.numel() for p in net.parameters())
+
+
+def refuse_size(values: dict[str, Any]) -> None:
+    """ValueError when pictures of `size` x `size` do not fit a recipe's networks."""
+    size, kind = values["size"], values["generator"]
+    multiple = 4 if kind.startswith("resnet") else 2 ** values["depth"]
+    if size % multiple:
+        why = "" if kind.startswith("resnet") else f" (2^depth, depth {values['depth']})"
+        raise ValueError(f"size {size}: a {kind} takes multiples of {multiple}{why}")
+    n = values["d_layers"]
+    if values["gan_weight"] > 0 and n > 0 and size // 2**n < 3:  # the last two layers take 1 each
+        raise ValueError(
+            f"size {size}: with d_layers {n} the discriminator needs {3 * 2**n} or more"
+        )
 
 
 def make_generator(values: dict[str, Any]) -> nn.Module:

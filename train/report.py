@@ -1,4 +1,4 @@
-"""What a run shows: progress bar, log.jsonl, TensorBoard, sample grids, and a self-contained
+"""What a run shows: progress bar (lines without a terminal), log.jsonl, TensorBoard, sample grids, and a self-contained
 gallery.
 
 RUN/log.jsonl          one JSON object per line: start, steps, epoch, evaluate, end
@@ -59,16 +59,16 @@ class Report:
         self,
         run: Path,
         values: dict[str, Any],
-        per_epoch: int,
-        epochs: int,
+        total: int,
+        per_step: int,
         *,
         quiet: bool = False,
         mute: bool = False,
     ) -> None:
         self.run, self.values, self.quiet, self.mute = run, values, quiet or mute, mute
-        self.per_epoch, self.total = per_epoch, per_epoch * epochs
+        self.total, self.per_step = total, per_step  # steps of the run; pictures of one, all ranks
         self.sums: dict[str, float] = {}
-        self.counted, self.since = 0, time.monotonic()
+        self.counted, self.seconds, self.since = 0, 0.0, time.monotonic()
         self.board: Any = None
         self.progress: Any = None
 
@@ -119,22 +119,31 @@ class Report:
                 file.write(line + "\n")
         except OSError as error:
             LOG.warning("cannot write the log: %s", error)
-        if self.board and event == "evaluate":
-            for name in ("l1", "psnr", "ssim"):
-                self.board.add_scalar(f"held_out/{name}", fields[name], fields["epoch"])
+        if event != "evaluate":
+            return
+        figures = {name: fields[name] for name in ("l1", "psnr", "ssim")}
+        if self.board:
+            for name, value in figures.items():
+                self.board.add_scalar(f"held_out/{name}", value, fields["epoch"])
+        if not self.quiet and not self.progress:
+            LOG.info("epoch %d, held out: %s", fields["epoch"], _shown(figures))
+
+    def restart_clock(self) -> None:
+        """What happened since the last step (saving, held-out pictures) was not training."""
+        self.since = time.monotonic()
 
     def step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float) -> None:
         """Adds to the means; every `log_every` steps they are logged and shown."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        now = time.monotonic()
+        self.seconds, self.since = self.seconds + now - self.since, now
         self.counted += 1
         if self.counted < self.values["log_every"]:
             return
-        now = time.monotonic()
         means = {name: value / self.counted for name, value in self.sums.items()}
-        per_step = self.values["batch"] * self.values["accumulate"]
-        speed = self.counted * per_step / max(now - self.since, 1e-9)
-        self.sums, self.counted, self.since = {}, 0, now
+        speed = self.counted * self.per_step / max(self.seconds, 1e-9)
+        self.sums, self.counted, self.seconds = {}, 0, 0.0
         rounded = {name: round(value, 5) for name, value in means.items()}
         self.event(
             "steps", step=step, epoch=epoch, rate=rate, per_second=round(speed, 3), **rounded
@@ -145,14 +154,17 @@ class Report:
             self.board.add_scalar("speed/pictures_per_second", speed, step)
             self.board.add_scalar("rate", rate, step)
         if self.progress:
-            shown = " ".join(f"{name} {value:.3f}" for name, value in means.items())
             self.progress.update(
-                self.task, completed=step, epoch=epoch + 1, losses=shown, speed=speed
+                self.task, completed=step, epoch=epoch + 1, losses=_shown(means), speed=speed
+            )
+        elif not self.quiet:
+            LOG.info(
+                "epoch %d, step %d of %d: %s, %.1f pictures/s",
+                *(epoch + 1, step, self.total, _shown(means), speed),
             )
 
     def samples(self, epoch: int, rows: Rows) -> None:
         """Writes the grid and the gallery; a full disk costs the pictures, not the run."""
-        self.since = time.monotonic()
         if self.mute or not rows:
             return
         pixels = grid(rows)
@@ -170,6 +182,10 @@ class Report:
             LOG.warning("cannot write the pictures: %s", error)
 
 
+def _shown(figures: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3f}" for name, value in figures.items())
+
+
 def _write(file: Any, text: str) -> None:
     file.write(text.encode())
 
@@ -177,6 +193,9 @@ def _write(file: Any, text: str) -> None:
 def gallery(run: Path, values: dict[str, Any], most: int = 12) -> str:
     """The page, one row per held-out pair: input, truth, its output after up to `most` epochs."""
     grids = sorted((run / "samples").glob("*.png"))
+    sizes = [_size(path) for path in grids]
+    # the held-out pictures changed since: grids of another shape have other rows
+    grids = [path for path, size in zip(grids, sizes, strict=True) if size == sizes[-1]]
     if len(grids) > most:  # spread over the run, the first and the last included
         grids = [grids[round(i * (len(grids) - 1) / (most - 1))] for i in range(most)]
     head = ["input", "truth"] + [f"epoch {int(path.stem)}" for path in grids]
@@ -205,6 +224,11 @@ def gallery(run: Path, values: dict[str, Any], most: int = 12) -> str:
         f"<h1>{title}</h1><table><thead><tr>{names}</tr></thead><tbody>{table}</tbody></table>"
         f"<pre>{html.escape(json.dumps(values, indent=1))}</pre>"
     )
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path, formats=("PNG",)) as image:
+        return image.size
 
 
 def _inline(pixels: np.ndarray) -> str:

@@ -59,15 +59,19 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     return state
 
 
-def random_state() -> dict[str, Any]:
-    """PyTorch's generators (dropout, penalty); the data's randomness follows from the epoch."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """PyTorch's generators (dropout, penalty); the data's randomness follows from the epoch.
+
+    Of the GPUs only the process's own: the others belong to other processes, and touching them
+    takes memory there.
+    """
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import platform
 import signal
@@ -24,27 +25,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pix2pix_fast.train import distributed, networks, state
-from pix2pix_fast.train.data import Batches, Pairs, has_split, steps_per_epoch
+from pix2pix_fast.train import colour, distributed, networks, recipes, state
+from pix2pix_fast.train.data import Batches, DataError, Pairs, has_split, steps_per_epoch
 from pix2pix_fast.train.evaluation.pixel import pixel_metrics
 from pix2pix_fast.train.losses import Objective
 from pix2pix_fast.train.report import Report
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+LOG = logging.getLogger("pix2pix_fast.train")
 Batch = tuple[Tensor, Tensor]  # input (n, ci, h, w), target (n, co, h, w) in [-1, 1]
 AUTOCAST = {"f32": None, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 # What a resumed run may change without becoming another run.
 CHANGEABLE = {
-    *("epochs", "decay_epochs", "workers", "compile"),
+    *("epochs", "decay_epochs", "workers", "compile", "save_every"),
     *("log_every", "sample_every", "evaluate_every", "evaluate_count"),
 }
 
 
+# f16 losses are scaled by 2^16 at first, by half as much after each gradient that overflows. Below
+# this nothing is left to lose by scaling less: the gradients themselves are not finite.
+LEAST_SCALE = 2.0**-10
+
+
 class TrainingStopped(RuntimeError):
-    """A loss stopped being finite; the message names the step and its pairs."""
+    """A loss or a gradient stopped being finite; the message names the step and its pairs."""
 
 
 def learning_rate(values: dict[str, Any], epoch: int) -> float:
@@ -59,6 +66,7 @@ class Trainer:
     def __init__(self, values: dict[str, Any], device: str | torch.device = "cpu") -> None:
         if values["precision"] not in AUTOCAST:
             raise ValueError(f"precision is {', '.join(AUTOCAST)}, got {values['precision']!r}")
+        networks.refuse_size(values)
         self.values, self.device = values, torch.device(device)
         self.objective = Objective.from_values(values)
         self.step_count = 0
@@ -109,7 +117,8 @@ class Trainer:
     def step(self, batches: list[Batch]) -> dict[str, Tensor]:
         """One D step and one G step on the mean over `batches`; the parts of both losses.
 
-        Raises TrainingStopped when a loss is not finite, before the network it belongs to moves.
+        Raises TrainingStopped when a loss is not finite, before the network it belongs to moves,
+        and when f16 gradients never are.
         """
         share = 1.0 / len(batches)
         batches = [(self.to_device(x), self.to_device(t)) for x, t in batches]
@@ -128,13 +137,12 @@ class Trainer:
             self.opt_d.zero_grad(set_to_none=True)
             for (x, t), fake in zip(batches, fakes, strict=True):
                 with self.autocast():
-                    loss, parts = self.objective.d_loss(self.run_d, x, t, fake)
+                    loss, parts = self.objective.d_loss(self.run_d, x, t, fake, self.d)
                 add(parts)
                 self._refuse_not_finite(parts)
                 self.scaler_d.scale(loss * share).backward()
             distributed.average_gradients(self.d)
-            self.scaler_d.step(self.opt_d)
-            self.scaler_d.update()
+            self._move(self.opt_d, self.scaler_d, "D")
             self.d.requires_grad_(False)  # G's step needs only D's input gradient
         self.opt_g.zero_grad(set_to_none=True)
         for (x, t), fake in zip(batches, fakes, strict=True):
@@ -144,15 +152,26 @@ class Trainer:
             self._refuse_not_finite(parts)
             self.scaler_g.scale(loss * share).backward()
         distributed.average_gradients(self.g)
-        self.scaler_g.step(self.opt_g)
-        self.scaler_g.update()
+        self._move(self.opt_g, self.scaler_g, "G")
         self.step_count += 1
         return total
 
+    def _move(self, optimiser: torch.optim.Adam, scaler: torch.amp.GradScaler, name: str) -> None:
+        """One step of Adam; with f16 it is left out when a gradient overflowed."""
+        scaler.step(optimiser)
+        scaler.update()
+        if scaler.is_enabled() and scaler.get_scale() < LEAST_SCALE:
+            raise TrainingStopped(
+                f"{name}'s gradients overflow f16 at every scale, so that it learns nothing; "
+                "--set precision=bf16 or f32"
+            )
+
     def is_finite(self) -> bool:
-        """Whether every weight of both networks still is a number."""
-        nets = (self.g, self.d) if self.d is not None else (self.g,)
-        return all(bool(p.isfinite().all()) for net in nets for p in net.parameters())
+        """Whether every weight of both networks, and all that Adam keeps for it, is a number."""
+        optimisers = [o for o in (self.opt_g, self.opt_d) if o is not None]
+        weights = [p for o in optimisers for group in o.param_groups for p in group["params"]]
+        kept = [t for o in optimisers for of_one in o.state.values() for t in of_one.values()]
+        return all(bool(t.isfinite().all()) for t in (*weights, *kept))
 
     def _refuse_not_finite(self, parts: dict[str, Tensor]) -> None:
         values = {name: float(value.detach()) for name, value in parts.items()}
@@ -169,7 +188,7 @@ class Trainer:
             "opt_g": self.opt_g.state_dict(),
             "opt_d": self.opt_d.state_dict() if self.opt_d else None,
             "scalers": [self.scaler_g.state_dict(), self.scaler_d.state_dict()],
-            "random": distributed.gather(state.random_state()),
+            "random": distributed.gather(state.random_state(self.device)),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -185,7 +204,7 @@ class Trainer:
             raise state.StateError(
                 f"the run was made by {len(saved['random'])} processes, not {distributed.world()}"
             )
-        state.restore_random_state(saved["random"][distributed.rank()])
+        state.restore_random_state(saved["random"][distributed.rank()], self.device)
 
     @torch.no_grad()
     def translate(self, x: Tensor) -> Tensor:
@@ -199,6 +218,7 @@ def train(
     run: Path | str,
     *,
     resume: bool = False,
+    changed_data: bool = False,
     device: str = "auto",
     max_steps: int = 0,
     quiet: bool = False,
@@ -206,8 +226,10 @@ def train(
     """Trains `values` (of recipes.load) on the folder `data` into the folder `run`.
 
     resume: continue run/last.pt; `values` may differ from the stored ones in CHANGEABLE only.
-    max_steps: stop (and save) after so many steps in all. Returns the trainer. Raises DataError,
-    StateError, TrainingStopped, KeyboardInterrupt (after saving).
+    changed_data: continue it though files were repaired, added or removed: the epoch under way goes
+    on at its step, in the order that the new number of pairs gives.
+    max_steps: stop after so many steps in all, save, and look at the held-out pictures. Returns the
+    trainer. Raises DataError, StateError, TrainingStopped, KeyboardInterrupt (after saving).
     """
     run = Path(run)
     device = distributed.start(device)
@@ -226,14 +248,30 @@ def train(
     epochs = values["epochs"] + values["decay_epochs"]
     trainer = Trainer(values, device)
     history: dict[str, Any] = {"seconds": 0.0, "best_l1": math.inf, "metrics": {}}
-    digest = pairs.digest()
+    files, digest = pairs.sizes(), pairs.digest()
     if saved:
         trainer.load_state_dict(saved)
         history = saved["history"]
         if saved["data_digest"] != digest:
-            raise state.StateError(f"{data} is not the data that {run} was trained on")
+            what = difference(run / "data.json", files)
+            if not changed_data:
+                raise state.StateError(
+                    f"{data} is not the data that {run} was trained on{what}; "
+                    "--changed-data goes on with it as it is now"
+                )
+            LOG.warning("%s has changed%s", data, what)
+            change = {"step": trainer.step_count, "pairs": len(pairs), "data_digest": digest}
+            history.setdefault("data_changes", []).append(change)
     run.mkdir(parents=True, exist_ok=True)
-    report = Report(run, values, per_epoch, epochs, quiet=quiet, mute=distributed.rank() > 0)
+    if distributed.rank() == 0:
+        text = json.dumps(files).encode()
+        state.write_atomically(run / "data.json", lambda file: file.write(text))
+    # the epoch and its first step: with changed data they do not follow from the step
+    whole_epochs = trainer.step_count // per_epoch
+    epoch, first = history.setdefault("epoch", [whole_epochs, whole_epochs * per_epoch])
+    total = first + (epochs - epoch) * per_epoch
+    per_step = values["batch"] * values["accumulate"] * world
+    report = Report(run, values, total, per_step, quiet=quiet, mute=distributed.rank() > 0)
     origin = {
         "command": sys.argv,
         "pairs": len(pairs),
@@ -246,23 +284,45 @@ def train(
     history.setdefault("origin", origin)  # the first start is the one that the card tells
     report.event("start", values=values, resumed_at=trainer.step_count, **origin)
     started = time.monotonic() - history["seconds"]
+    before: list[str] = []  # the pairs of the last step
+
+    def stopped(culprits: list[str], why: object) -> TrainingStopped:
+        message = f"step {trainer.step_count}, {', '.join(culprits)}: {why}"
+        report.event("stopped", message=message)
+        kept = f"; the last good state is {last}" if last.exists() else ""
+        return TrainingStopped(message + kept)
 
     def save(path: Path) -> None:
+        if not trainer.is_finite():  # the next loss would tell, but the good state would be gone
+            raise stopped(before, "a gradient overflowed: a weight is not finite")
         history["seconds"] = time.monotonic() - started
         whole = {**trainer.state_dict(), "history": history, "data_digest": digest}
         if distributed.rank() == 0:
             state.save(path, whole)
 
+    def enough() -> bool:
+        return max_steps > 0 and trainer.step_count >= max_steps
+
+    def save_and_look(shown: int, final: bool) -> None:
+        save(last)  # before the held-out pictures: trouble there loses nothing learnt
+        known, improved = history["metrics"], False
+        if held and distributed.rank() == 0:
+            improved = look(trainer, held, report, history, shown, final=final)
+        if distributed.any_true(improved):
+            save(best)
+        if distributed.any_true(history["metrics"] is not known):
+            save(last)  # the new figures too: a resumed run compares with the best of them
+
     with report, interruptions() as interrupted:
-        epoch = trainer.step_count // per_epoch
-        while epoch < epochs and not (max_steps and trainer.step_count >= max_steps):
+        while epoch < epochs and not enough():
             rate = learning_rate(values, epoch)
             trainer.set_learning_rate(rate)
-            source = epoch_batches(pairs, values, epoch, trainer.step_count % per_epoch)
-            stop, before = False, []
-            while trainer.step_count < (epoch + 1) * per_epoch:
+            source = epoch_batches(pairs, values, epoch, trainer.step_count - first)
+            stop = False
+            report.restart_clock()
+            while trainer.step_count < first + per_epoch:
                 stop = distributed.any_true(interrupted())
-                if stop or (max_steps and trainer.step_count >= max_steps):
+                if stop or enough():
                     break
                 try:
                     batches, names = next(source)
@@ -274,25 +334,22 @@ def train(
                     losses = trainer.step(batches)
                 except TrainingStopped as error:
                     culprits = names if trainer.is_finite() else before  # a gradient overflowed
-                    message = f"step {trainer.step_count}, {', '.join(culprits)}: {error}"
-                    report.event("stopped", message=message)
-                    kept = f"; the last good state is {last}" if last.exists() else ""
-                    raise TrainingStopped(message + kept) from None
+                    raise stopped(culprits, error) from None
                 before = names
                 report.step(trainer.step_count, epoch, losses, rate)
-            if trainer.step_count < (epoch + 1) * per_epoch:
-                save(last)
+                if values["save_every"] and trainer.step_count % values["save_every"] == 0:
+                    save(last)
+                    report.restart_clock()
+            if trainer.step_count < first + per_epoch:
                 if stop:
+                    save(last)
                     report.event("interrupted", step=trainer.step_count)
                     raise KeyboardInterrupt
+                save_and_look(epoch + 1, final=True)  # as the epoch under way
                 break
-            epoch += 1
-            improved = False
-            if held and distributed.rank() == 0:
-                improved = look(trainer, held, report, history, epoch, final=epoch == epochs)
-            if distributed.any_true(improved):
-                save(best)
-            save(last)
+            epoch, first = epoch + 1, trainer.step_count
+            history["epoch"] = [epoch, first]
+            save_and_look(epoch, final=epoch == epochs or enough())
             report.event("epoch", epoch=epoch, step=trainer.step_count, seconds=history["seconds"])
         report.event("end", step=trainer.step_count, seconds=history["seconds"])
     return trainer
@@ -334,13 +391,25 @@ def look(
     *,
     final: bool,
 ) -> bool:
-    """Grid and figures of the held-out pairs when due; whether their L1 is the best so far."""
+    """Grid and figures of the held-out pairs when due; whether their L1 is the best so far.
+
+    A picture that cannot be read costs this look, with a warning that names it, not the run.
+    """
     values = trainer.values
-    if epoch % values["sample_every"] == 0 or final:
-        report.samples(epoch, sample(trainer, held))
-    if epoch % values["evaluate_every"] and not final:
+
+    def due(name: str) -> bool:
+        return values[name] > 0 and (epoch % values[name] == 0 or final)
+
+    try:
+        if due("sample_every"):
+            report.samples(epoch, sample(trainer, held))
+        if not due("evaluate_every"):
+            return False
+        metrics = evaluate(trainer, held, values["evaluate_count"])
+    except DataError as error:
+        LOG.warning("no held-out figures after epoch %d: %s", epoch, error)
+        report.event("held_out_trouble", epoch=epoch, message=str(error))
         return False
-    metrics = evaluate(trainer, held, values["evaluate_count"])
     history["metrics"] = {"epoch": epoch, "split": held.split, **metrics}
     report.event("evaluate", **history["metrics"])
     improved = metrics["l1"] < history["best_l1"]
@@ -359,22 +428,46 @@ def sample(trainer: Trainer, held: Pairs, count: int = 8) -> list[tuple[Tensor, 
 
 
 def evaluate(trainer: Trainer, held: Pairs, count: int) -> dict[str, float]:
-    """Held-out figures of the first `count` pairs."""
+    """Held-out figures of the first `count` pairs; of a colorization as RGB, as people see it."""
+    lab = trainer.values["data_form"] == "colorization" and trainer.values["out_channels"] == 2
 
     def outputs() -> Iterator[tuple[Tensor, Tensor]]:
         for index in range(min(count, len(held))):
             x, t, _ = held[-1, index]
-            yield trainer.translate(x[None])[0], t
+            y = trainer.translate(x[None])[0]
+            yield (colour.to_rgb(x, y), colour.to_rgb(x, t)) if lab else (y, t)
 
     return pixel_metrics(outputs())
 
 
+def difference(stored: Path, files: dict[str, int]) -> str:
+    """Which files are new, gone or of another size than the list `stored` says; "" without it."""
+    try:
+        old: dict[str, int] = json.loads(stored.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    kinds = {
+        "new": sorted(files.keys() - old.keys()),
+        "gone": sorted(old.keys() - files.keys()),
+        "of another size": sorted(n for n in files.keys() & old.keys() if files[n] != old[n]),
+    }
+    return ": " + "; ".join(
+        f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' * (len(names) > 5)})"
+        for kind, names in kinds.items()
+        if names
+    )
+
+
 def refuse_changes(stored: dict[str, Any], values: dict[str, Any]) -> None:
-    """StateError when a resumed run would be another one than the stored."""
+    """StateError when a resumed run would be another one than the stored.
+
+    A value that did not exist when the run was saved had its default then.
+    """
+    old = {**recipes.DEFAULTS, **stored}
     changed = [
-        f"{name} {stored.get(name)!r} -> {value!r}"
+        f"{name} {old[name]!r} -> {value!r}"
         for name, value in values.items()
-        if name not in CHANGEABLE and stored.get(name) != value
+        if name not in CHANGEABLE and old[name] != value
     ]
     if changed:
         raise state.StateError(f"not the run that was saved: {', '.join(changed)}")

@@ -17,7 +17,7 @@ Values = dict[str, Any]
 DEFAULTS: Values = {
     # what it is
     "task": "",  # words for the card, "labels to photo"
-    "follows": "junyanz",  # whose behaviour, where the public codes differ
+    "follows": "junyanz",  # a label for the card: whose values the recipe has
     # generator
     "generator": "unet",  # unet | encdec | resnet6 | resnet9
     "depth": 8,  # levels of the U-Net: 8 for 256x256, 7 for 128x128
@@ -59,11 +59,21 @@ DEFAULTS: Values = {
     "compile": False,
     "workers": 0,
     "seed": 0,
+    "save_every": 5000,  # steps, beside the end of each epoch; 0: then only
     # reports
     "log_every": 50,  # steps
-    "sample_every": 1,  # epochs
-    "evaluate_every": 5,  # epochs
+    "sample_every": 1,  # epochs; 0: never
+    "evaluate_every": 5,  # epochs; 0: never, so that no best.pt is written
     "evaluate_count": 100,  # held-out pairs used for the figures while training
+}
+
+# The least that a number may be; `load` refuses less. Others may be any of their type.
+LEAST: Values = {
+    **dict.fromkeys(("ngf", "ndf", "in_channels", "out_channels", "size"), 1),
+    **dict.fromkeys(("gan_weight", "l1_weight", "penalty_weight", "lr", "eps"), 0),
+    **dict.fromkeys(("epochs", "decay_epochs", "workers", "seed"), 0),
+    **dict.fromkeys(("batch", "accumulate", "evaluate_count", "log_every"), 1),
+    **dict.fromkeys(("sample_every", "evaluate_every", "save_every"), 0),
 }
 
 
@@ -75,6 +85,11 @@ def names() -> list[str]:
 def load(name: str, **overrides: Any) -> Values:
     """The values of recipe `name`, `overrides` on top; ValueError for unknown names."""
     recipes = _all()
+    if "follows" in overrides:
+        raise ValueError(
+            "follows only labels a recipe; what it stands for are the values "
+            "dropout, halve_d, epochs and decay_epochs"
+        )
     if name not in recipes:
         raise ValueError(f"no recipe {name!r}; there are: {', '.join(sorted(recipes))}")
     chain: list[Values] = [overrides]
@@ -95,6 +110,13 @@ def load(name: str, **overrides: Any) -> Values:
 
 def _checked(key: str, value: Any) -> Any:
     """`value` in the type of the default, from a string too (`--set ngf=16`)."""
+    value = _typed(key, value)
+    if key in LEAST and not value >= LEAST[key]:
+        raise ValueError(f"{key} is at least {LEAST[key]}, got {value}")
+    return value
+
+
+def _typed(key: str, value: Any) -> Any:
     default = DEFAULTS[key]
     if isinstance(default, bool):
         if value in (True, "true", "True", "1", "yes"):
@@ -103,7 +125,10 @@ def _checked(key: str, value: Any) -> Any:
             return False
         raise ValueError(f"{key} is true or false, got {value!r}")
     try:
-        return type(default)(value)
+        typed = type(default)(value)
+        if isinstance(value, float) and typed != value:
+            raise ValueError  # 16.7 is no number of channels
+        return typed
     except (TypeError, ValueError):
         raise ValueError(f"{key} is of type {type(default).__name__}, got {value!r}") from None
 
