@@ -818,12 +818,96 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> Any:
     """Train a model on pairs of pictures (needs torch: `pip install 'pix2pix_fast[train]'`)."""
+    return _training("cli").train.main(arguments, "pix2pix-fast train", standalone_mode=False)
+
+
+def _training(name: str) -> Any:
+    """A module of pix2pix_fast.train."""
     try:
-        module = importlib.import_module("pix2pix_fast.train.cli")
+        return importlib.import_module(f"pix2pix_fast.train.{name}")
     except ImportError as error:
         cure = "pip install 'pix2pix_fast[train]'"
         raise click.ClickException(f"train lacks something ({error}): {cure}") from error
-    return module.train.main(arguments, "pix2pix-fast train", standalone_mode=False)
+
+
+# Measures
+
+
+def _two_folders(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Translated pictures and true ones, matched by name."""
+    for option in (
+        click.argument("results", type=click.Path(exists=True, file_okay=False)),
+        click.argument("truths", type=click.Path(exists=True, file_okay=False)),
+        click.option(
+            "--endings",
+            default="",
+            metavar="A,B",
+            help="What names of each folder's pictures end in, as _fake_B,_real_B.",
+        ),
+        click.option("--overwrite", is_flag=True, help="Replace files that exist."),
+    )[::-1]:
+        verb = option(verb)
+    return verb
+
+
+@main.command()
+@_two_folders
+@click.option("--palette", metavar="P", help="Label pictures: facades, cityscapes, or FILE.json.")
+@click.option(
+    "--fcn",
+    nargs=2,
+    type=click.Path(exists=True),
+    metavar="NET.pt LABELS",
+    help="FCN score: a segmentation network, and the folder of true labels (needs --palette).",
+)
+@click.option("--features", type=click.Path(exists=True), metavar="NET.pt", help="For FID and KID.")
+@click.option("--lpips", type=click.Path(exists=True), metavar="NET.pt", help="For LPIPS.")
+@click.option("--plot", type=click.Path(dir_okay=False), metavar="FILE.svg", help="Lab colours.")
+@click.option("-o", "--out", type=click.Path(dir_okay=False), metavar="FILE.json", help="Record.")
+def evaluate(
+    results: str,
+    truths: str,
+    endings: str,
+    overwrite: bool,
+    plot: str | None,
+    out: str | None,
+    **options: Any,
+) -> None:
+    """Compare the translated pictures in RESULTS with the true ones in TRUTHS, by name.
+
+    L1, PSNR, SSIM and Lab histogram intersection; accuracies and IoU of label pictures, the FCN
+    score, FID, KID and LPIPS where their options are given. NET.pt are TorchScript files: nothing
+    is downloaded (docs/training.md).
+    """
+    for path in filter(None, (out, plot)):
+        _refuse_existing(path, overwrite)
+    measure = _training("evaluation.compare")
+    with _steps("evaluate") as progress:
+        ends = endings.split(",") if endings else ()
+        record, figure = measure.compare(
+            results, truths, endings=ends, progress=progress, **options
+        )
+    if out:
+        _write(out, json.dumps(record, indent=1) + "\n")
+    if plot:
+        _write(plot, figure)
+    click.echo(measure.table(record))
+
+
+def _refuse_existing(path: str, overwrite: bool) -> None:
+    if Path(path).exists() and not overwrite:
+        raise FileExistsError(f"{_plain(path)} exists; --overwrite replaces it")
+
+
+def _write(target: str, text: str) -> None:
+    """Write a text so that its final name never holds half of it."""
+    path = Path(target)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 # Words for people and machines
