@@ -894,6 +894,42 @@ def evaluate(
     click.echo(measure.table(record))
 
 
+@main.command("study-page")
+@_two_folders
+@click.option("-o", "--out", required=True, type=click.Path(dir_okay=False), metavar="FILE.html")
+@click.option("--algorithm", required=True, metavar="NAME", help="Into the answers; not shown.")
+@click.option("--unpaired", is_flag=True, help="Real and fake of a pair from different inputs.")
+@click.option("--practice", type=int, default=10, show_default=True, help="Trials with feedback.")
+@click.option("--trials", type=int, default=40, show_default=True, help="Trials that count.")
+@click.option("--pairs", type=int, default=0, help="In the page; default: as many as trials.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Which pairs.")
+def study_page(out: str, endings: str, unpaired: bool, overwrite: bool, **options: Any) -> None:
+    """Write a page that asks people which of two pictures is fake: the paper's real-or-fake test.
+
+    The page needs no network. At its end a person saves the answers; `study-score` reads them.
+    """
+    _refuse_existing(out, overwrite)
+    ends = endings.split(",") if endings else ()
+    page = _training("evaluation.study").page(endings=ends, paired=not unpaired, **options)
+    _write(out, page)
+    click.echo(f"{_plain(out)}  {Path(out).stat().st_size / 1e6:.1f} MB")
+
+
+@main.command("study-score")
+@click.argument("answers", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per algorithm.")
+def study_score(answers: tuple[str, ...], as_json: bool) -> None:
+    """How often people took the real picture for the fake, from the answers they saved."""
+    for found in _training("evaluation.study").score(answers):
+        if as_json:
+            click.echo(json.dumps(found))
+            continue
+        click.echo(
+            f"{_plain(found['algorithm'])}: fooled {found['fooled']:.1f} ± {found['error']:.1f} % "
+            f"({found['people']} people, {found['trials']} trials, {found['mistimed']} mistimed)"
+        )
+
+
 def _refuse_existing(path: str, overwrite: bool) -> None:
     if Path(path).exists() and not overwrite:
         raise FileExistsError(f"{_plain(path)} exists; --overwrite replaces it")

@@ -1,4 +1,4 @@
-"""The paper's measures: against numbers worked out by hand and torchmetrics.
+"""The paper's measures: against numbers worked out by hand, torchmetrics, and a browser.
 
 Pictures are drawn; the real facades are used where they are at hand.
 """
@@ -6,8 +6,11 @@ Pictures are drawn; the real facades are used where they are at hand.
 # ruff: noqa: E402  (torch may be missing: the imports come after the skip)
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +22,19 @@ from click.testing import CliRunner
 from PIL import Image
 from pix2pix_fast.train import colour
 from pix2pix_fast.train.data import DataError
-from pix2pix_fast.train.evaluation import compare, features, folders, histogram, labels
+from pix2pix_fast.train.evaluation import compare, features, folders, histogram, labels, study
 from tiny import noise
 
 from pix2pix_fast import cli
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+VISIBLE = """["left", "right", "pick-left", "pick-right"].filter(
+    (id) => document.getElementById(id).checkVisibility({ visibilityProperty: true }))"""
+SHADE = """() => {
+    const canvas = document.createElement("canvas").getContext("2d");
+    canvas.drawImage(document.getElementById("left"), 0, 0);
+    return canvas.getImageData(0, 0, 1, 1).data[0];
+}"""
 FOUR = labels.Palette(
     {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)},
     void=((0, 0, 0),),
@@ -400,3 +411,152 @@ def test_evaluate_refuses_in_one_line(drawn, tmp_path):
     bad.write_bytes(b"weights")
     line = run("evaluate", results, results, "--features", bad, code=1)
     assert "not a TorchScript file; give a network that maps a picture" in line
+
+
+# The study
+
+
+def test_a_page_holds_everything_and_asks_nobody(tmp_path):
+    pictures = {f"p{i}": noise((16, 16, 3), seed=i) for i in range(8)}
+    real = save(tmp_path / "real", **pictures)
+    fake = save(tmp_path / "fake", **{name: 255 - pixels for name, pixels in pictures.items()})
+    out = tmp_path / "study.html"
+    run("study-page", fake, real, "-o", out, "--algorithm", "</script>L1", "--practice", 2, "--trials", 4)
+    text = out.read_text()
+    assert text.count("</script>") == 1 and "default-src 'none'" in text
+    assert not re.search(r"(?:src|href)=[\"']?http|https?://|url\(|@import|fetch\(", text)
+    held = json.loads(re.search(r"const study = (.*);\n", text)[1])
+    assert (held["practice"], held["trials"], held["seconds"]) == (2, 4, 1.0)
+    assert held["algorithm"] == "</script>L1" and len(held["pictures"]) == 6
+    for one in held["pictures"]:
+        for side, wanted in (("real", pictures[one["name"]]), ("fake", 255 - pictures[one["name"]])):
+            data = io.BytesIO(base64.b64decode(one[side].removeprefix("data:image/png;base64,")))
+            assert (np.asarray(Image.open(data)) == wanted).all()
+    assert "8 pairs of pictures for a page of 50" in run(
+        "study-page", fake, real, "-o", tmp_path / "x.html", "--algorithm", "a", code=1
+    )
+
+
+def answers(folder: Path, number: int, fooled: int, of: int = 40, **changes: object) -> Path:
+    """A session of one person, fooled so many times of so many."""
+    counted = [
+        {"practice": False, "fake": side, "answer": "left", "shown_ms": [1001, 1016]}
+        for side in ["right"] * fooled + ["left"] * (of - fooled)
+    ]
+    practice = [{"practice": True, "fake": "left", "answer": "right", "shown_ms": [1000, 1000]}] * 10
+    session = {
+        "kind": study.KIND, "study": "s1", "algorithm": "L1+cGAN", "seconds": 1, "counted": of,
+        "session": f"session {number}", "person": f"person {number}", "trials": practice + counted,
+    }  # fmt: skip
+    path = folder / f"{number}.json"
+    path.write_text(json.dumps(session | changes))
+    return path
+
+
+def test_fooled_percent_and_its_error(tmp_path):
+    fooled = [4, 8, 12, 0, 16]
+    paths = [answers(tmp_path, i, n) for i, n in enumerate(fooled)]
+    (found,) = study.score(paths)
+    assert (found["people"], found["trials"], found["mistimed"]) == (5, 200, 0)
+    assert found["fooled"] == pytest.approx(20.0)
+    # The exact variance of what the bootstrap draws: between people, and within each one's trials.
+    p = np.array(fooled) / 40
+    exact = 100 * np.sqrt((p.var() + (p * (1 - p) / 40).mean()) / 5)
+    assert found["error"] == pytest.approx(exact, rel=0.03)
+    assert f"L1+cGAN: fooled 20.0 ± {found['error']:.1f} % (5 people, 200 trials" in run(
+        "study-score", *paths
+    )
+    other = [answers(tmp_path, 9, 40, study="s2", algorithm="best")]
+    two = [json.loads(line) for line in run("study-score", *paths, *other, "--json").splitlines()]
+    assert [(one["algorithm"], one["fooled"]) for one in two] == [("L1+cGAN", 20), ("best", 100)]
+    assert two[1]["error"] == 0
+
+
+def test_answers_that_do_not_count(tmp_path):
+    good = answers(tmp_path, 1, 3)
+    for change, why in (
+        ({"counted": 41}, "40 of 41 trials"),
+        ({"kind": "other"}, "its kind is 'other'"),
+        ({"trials": [{"practice": False}]}, "not a whole session"),
+        ({"session": "session 1"}, "the same session as"),
+        ({"person": "person 1"}, "of the same person as"),
+    ):
+        bad = answers(tmp_path, 2, 3, **change)
+        with pytest.raises(ValueError, match=f"2.json.*{why}"):
+            study.score([good, bad])
+    bad.write_text("{")
+    with pytest.raises(ValueError, match="2.json: not the answers of a study page"):
+        study.score([bad])
+    slow = answers(tmp_path, 3, 0, of=1)
+    session = json.loads(slow.read_text())
+    session["trials"][-1]["shown_ms"] = [1000, 1500]
+    slow.write_text(json.dumps(session))
+    assert study.score([slow])[0]["mistimed"] == 1
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_session_in_a_browser(tmp_path, paired):
+    """From the file, offline: who is told what and when, one second a picture, and the saved answers."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    shades = {f"p{i}": np.full((16, 16, 3), i, np.uint8) for i in range(4)}
+    real = save(tmp_path / "real", **shades)
+    fake = save(tmp_path / "fake", **{name: 128 + pixels for name, pixels in shades.items()})
+    out = tmp_path / "study.html"
+    out.write_text(study.page(fake, real, algorithm="L1", paired=paired, practice=1, trials=2))
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        context = browser.new_context(offline=True)
+        page = context.new_page()
+        complaints: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.clock.install(time=0)
+        page.goto(out.as_uri())
+        page.clock.pause_at(60 * 60)  # from here only run_for moves it
+        assert "L1" not in page.inner_text("body")
+        page.fill("#person", "Ann")
+        page.click("#start button")
+        fooled = []
+        for number in range(3):
+            page.wait_for_function("document.getElementById('right').complete")
+            shown = {"left": 0, "right": 0}
+            for _ in range(60):  # 6 s in steps of 100 ms of the page's clock
+                page.clock.run_for(100)
+                visible = page.evaluate(VISIBLE)
+                assert not {"left", "right"} <= set(visible)  # one after the other
+                if "pick-left" in visible:
+                    break
+                for side in visible:
+                    shown[side] += 100
+            assert all(900 <= ms <= 1100 for ms in shown.values()), shown
+            assert visible == ["pick-left", "pick-right"]
+            shade = page.evaluate(SHADE)
+            page.keyboard.press("ArrowLeft") if number % 2 else page.click("#pick-left")
+            if number == 0:
+                page.wait_for_selector("#next:not([hidden])")
+                verdict = page.inner_text("#note")
+                assert verdict.startswith("Correct" if shade >= 128 else "Wrong")
+                page.click("#next")
+                assert "practice" in page.inner_text("#note")  # it is over now
+                page.click("#next")
+            else:
+                fooled.append(shade < 128)
+                assert "Correct" not in page.inner_text("body")
+        page.wait_for_selector("#save")
+        with page.expect_download() as download:
+            page.click("#save")
+        saved = tmp_path / download.value.suggested_filename
+        download.value.save_as(saved)
+        page.reload()
+        assert not page.is_visible("#start") and "already" in page.inner_text("#plan")
+        browser.close()
+    assert complaints == []
+    session = json.loads(saved.read_text())
+    assert session["person"] == "Ann" and len(session["trials"]) == 3
+    assert all((one["real"] == one["fake_of"]) == paired for one in session["trials"])
+    assert len({one["real"] for one in session["trials"]}) == 3
+    (found,) = study.score([saved])
+    assert found["fooled"] == pytest.approx(100 * np.mean(fooled)) and found["mistimed"] == 0
