@@ -14,6 +14,8 @@ from pix2pix_fast import Engine
 
 
 def main() -> None:
+    if len(sys.argv) != 4:
+        sys.exit("usage: python examples/batch_folder.py MODEL FOLDER OUT")
     model, folder, out = sys.argv[1:]
     Path(out).mkdir(parents=True, exist_ok=True)
     pictures = sorted(path for path in Path(folder).iterdir() if path.suffix in (".png", ".jpg"))

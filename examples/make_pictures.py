@@ -194,6 +194,8 @@ def street() -> Image.Image:
 
 def main() -> None:
     here = Path(__file__).resolve().parent.parent
+    if len(sys.argv) > 2 or "-h" in sys.argv or "--help" in sys.argv:
+        sys.exit("usage: python examples/make_pictures.py [FOLDER]")
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else here / "pix2pix_fast/assets/pictures"
     folder.mkdir(parents=True, exist_ok=True)
     for draw in (townhouse, palace, corner_shops, balconies, cottage, street):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from .errors import BackendUnavailable
@@ -66,6 +67,11 @@ def _cpu_missing() -> str:
     try:
         from . import _core  # noqa: F401
     except ImportError as error:
+        if (Path(__file__).parents[1] / "setup.py").is_file():
+            return (
+                f"{Path(__file__).parent} is the source folder's package, which has no compiled core "
+                "and hides the installed one: run Python from another folder"
+            )
         return f"the C++ core does not load ({error}); build it with `pip install .`"
     return ""
 

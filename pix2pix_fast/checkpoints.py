@@ -22,7 +22,7 @@ import numpy as np
 from . import pict, tfjs
 from .architecture import Architecture
 from .errors import BackendUnavailable, ModelFormatError
-from .model import Model, StoredTensors, check_values, is_ours, load, save
+from .model import Model, StoredTensors, check_values, is_ours, load, packaged, save
 from .tensorfile import Array, Header, Shape, open_file, read_header, read_raw, show, to_float32
 
 log = logging.getLogger("pix2pix_fast")
@@ -52,8 +52,8 @@ RUN_STATE = "last.pt"  # what a folder of train/ always holds
 
 
 def read(path: str | os.PathLike[str]) -> Model:
-    """Read a generator from one of our files, a foreign one, a TensorFlow.js folder or a folder of
-    our own training.
+    """Read a generator from one of our files, a foreign one, a TensorFlow.js folder, a folder of
+    our own training, or the name of a model in this package.
 
     Raises ModelFormatError for anything malformed or unsupported; BackendUnavailable when a .pth
     needs torch and there is none; OSError for a file that cannot be read.
@@ -61,6 +61,7 @@ def read(path: str | os.PathLike[str]) -> Model:
     >>> model = read("latest_net_G.pth")                                  # doctest: +SKIP
     """
     where = os.fsdecode(path)
+    path = packaged(path)
     if (Path(path) / RUN_STATE).is_file():
         return _read_run(Path(path))
     if Path(path).is_dir():

@@ -88,14 +88,33 @@ class _Verbs(click.Group):
         sys.exit(code or 0)
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+)
 @click.version_option(__version__, message="%(version)s")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Translate pictures with pix2pix models, fast, on this machine."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+class _ModelPath(click.Path):
+    """A file or folder that exists, or the name of a model in the package."""
+
+    def convert(self, value: Any, *where: Any) -> Any:
+        from .model import packaged
+
+        return super().convert(str(packaged(value)), *where)
+
+
+_MODEL = _ModelPath(exists=True)
 
 
 def _model_argument(verb: Callable[..., Any]) -> Callable[..., Any]:
-    return click.argument("model", type=click.Path(exists=True))(verb)
+    return click.argument("model", type=_MODEL)(verb)
 
 
 def _engine_options(verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,7 +177,7 @@ def translate(
     items = [item for source in sources for item in _items(source, out)]
     targets = _targets(items, sources, out)
     with Engine(model, **options) as engine:
-        if not engine.info["digest"]:  # a foreign file: say what we took it for
+        if engine.info["inferred"]:  # a foreign file: say what we took it for
             _complain(f"{_plain(model)}: {_plain(engine.info['inferred'])}")
         to_stdout = targets == ["-"]
         failed = _translate_all(engine, items, targets, overwrite, as_json, to_stdout)
@@ -199,7 +218,7 @@ def _items(source: str, out: str | None = None) -> Iterator[_Item]:
         for path in paths:
             yield _Item(str(path), path.relative_to(fixed))
     elif source.lower().endswith(".txt") and Path(source).is_file():
-        lines = Path(source).read_text("utf-8", "surrogateescape").splitlines()
+        lines = Path(source).read_text("utf-8-sig", "surrogateescape").splitlines()
         named = list(filter(None, map(str.strip, lines)))
         if not named:
             raise click.UsageError(f"{_plain(source)} names no picture")
@@ -220,7 +239,7 @@ def _targets(items: list[_Item], sources: tuple[str, ...], out: str | None) -> l
     """The output path of each item, "-" for stdout."""
     if out is None and sources == ("-",):
         out = "-"
-    if out is None:
+    if not out:
         raise click.UsageError("missing -o OUT: a picture file, a folder, or - for stdout")
     single = len(sources) == 1 and len(items) == 1 and not Path(sources[0]).is_dir()
     if out == "-":
@@ -235,6 +254,11 @@ def _targets(items: list[_Item], sources: tuple[str, ...], out: str | None) -> l
         return [out]
     if Path(out).is_file():
         raise click.UsageError(f"-o {_plain(out)} is a file, and no picture file")
+    if single and Path(out).suffix and not Path(out).is_dir() and not out.endswith(os.sep):
+        raise click.UsageError(
+            f"-o {_plain(out)}: pictures are written as {' '.join(_SAVE)}; a folder of that name "
+            f"is {_plain(out)}{os.sep}"
+        )
     return [str(Path(out, item.place).with_suffix(".png")) for item in items]
 
 
@@ -341,7 +365,7 @@ def _save(image: Image.Image, target: str) -> None:
 
 
 @main.command()
-@click.argument("source", type=click.Path(exists=True))
+@click.argument("source", type=_MODEL)
 @click.argument("target", metavar="OUT.safetensors", type=click.Path(dir_okay=False))
 @click.option(
     "--dtype", type=click.Choice(["f32", "f16", "bf16"]), default="f32", help="Of the file."
@@ -353,15 +377,16 @@ def convert(source: str, target: str, dtype: Any, overwrite: bool) -> None:
 
     from . import checkpoints
 
-    if Path(target).exists() and not overwrite:
-        raise FileExistsError(f"{_plain(target)} exists; --overwrite replaces it")
+    if not target.lower().endswith(".safetensors"):
+        raise click.UsageError(f"{_plain(target)}: expected a name that ends in .safetensors")
+    _refuse_existing(target, overwrite)
     model = checkpoints.convert(source, target, dtype=dtype)
-    facts = {"output": target, "digest": model.digest, "inferred": model.card.get("inferred", "")}
-    _show(facts | asdict(model.architecture), False)
+    inferred = {k: v for k, v in model.card.items() if k == "inferred"}
+    _show({"output": target, "digest": model.digest} | inferred | asdict(model.architecture), False)
 
 
 @main.command()
-@click.argument("model", type=click.Path(exists=True))
+@_model_argument
 @click.argument("target", metavar="OUT.onnx", type=click.Path(dir_okay=False))
 @click.option(
     "--pixels",
@@ -379,8 +404,7 @@ def export(model: str, target: str, overwrite: bool, **options: Any) -> None:
 
     if not target.lower().endswith(".onnx"):
         raise click.UsageError(f"{_plain(target)}: expected a name that ends in .onnx")
-    if Path(target).exists() and not overwrite:
-        raise FileExistsError(f"{_plain(target)} exists; --overwrite replaces it")
+    _refuse_existing(target, overwrite)
     to_onnx(model, target, **options)
     click.echo(f"{_plain(target)}  {Path(target).stat().st_size / 1e6:.1f} MB")
 
@@ -448,14 +472,13 @@ def build_trt(
 
 
 @main.command()
-@click.argument("model", required=False, type=click.Path(exists=True))
+@click.argument("model", required=False, type=_MODEL)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def info(model: str | None, as_json: bool) -> None:
-    """Say what MODEL is, without reading its weights; alone, say what this machine can run."""
+    """Say what MODEL is, of our own files without reading the weights; alone, say what this machine
+    can run."""
     if model is not None:
-        from .model import describe
-
-        _show(describe(model), as_json)
+        _show(_described(model), as_json)
         return
     import platform
     from importlib.metadata import version
@@ -473,6 +496,21 @@ def info(model: str | None, as_json: bool) -> None:
         facts |= {"threads": cpu["cores"]}
     facts["backends"] = {name: reason or "ready" for name, reason in reasons.items()}
     _show(facts, as_json)
+
+
+def _described(path: str) -> dict[str, Any]:
+    """What our file says of itself; anybody else's is read for it."""
+    from dataclasses import asdict
+
+    from . import checkpoints
+    from .errors import ModelFormatError
+    from .model import describe
+
+    try:
+        return describe(path)
+    except ModelFormatError:
+        model = checkpoints.read(path)  # its error knows more kinds of file
+        return {"architecture": asdict(model.architecture), "card": model.card}
 
 
 @main.command()
@@ -503,7 +541,8 @@ def verify(model: str, as_json: bool) -> int:
     difference = np.abs(results[0].astype(int) - results[1])
     equal = float((difference == 0).mean())
     good = difference.max() <= 1 and equal >= 0.999
-    facts = {"digest": read.digest, "sound": True, "rooms": isas, "agree": bool(good)}
+    digest = read.digest or "none (only our own files have one)"
+    facts = {"digest": digest, "sound": True, "rooms": isas, "agree": bool(good)}
     facts |= {"max_level_difference": int(difference.max()), "equal_bytes": round(equal, 6)}
     _show(facts, as_json)
     return 0 if good else 1
@@ -786,7 +825,7 @@ def _live_figures() -> Iterator[tuple[Callable[..., object] | None, Callable[[st
 
 
 @main.command()
-@click.argument("models", nargs=-1, metavar="[MODEL...]", type=click.Path(exists=True))
+@click.argument("models", nargs=-1, metavar="[MODEL...]", type=_MODEL)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option(

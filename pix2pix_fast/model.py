@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
@@ -311,8 +312,18 @@ def load(source: str | os.PathLike[str] | bytes) -> Model:
     """
     if isinstance(source, bytes):
         return _load(io.BytesIO(source), "model")
-    with open_file(source) as stream:
+    with open_file(packaged(source)) as stream:
         return _load(stream, str(os.fspath(source)))
+
+
+def packaged(path: str | os.PathLike[str]) -> Path:
+    """The file of the model in this package that `path` names (as "facades_labels2photo"), else
+    `path` itself; a file or folder of that name comes first."""
+    name = os.fsdecode(path)
+    inside = Path(__file__).parent / "assets" / f"{name}.safetensors"
+    if name.isidentifier() and not Path(name).exists() and inside.is_file():
+        return inside
+    return Path(name)
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -321,7 +332,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Keys: format, architecture (a dict), card, digest, parameters, dtypes, file_bytes.
     Raises as `load` does.
     """
-    with open_file(path) as stream:
+    with open_file(packaged(path)) as stream:
         header, about = _about(stream, str(os.fspath(path)))
         file_bytes = os.fstat(stream.fileno()).st_size
     return {

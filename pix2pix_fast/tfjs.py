@@ -271,7 +271,7 @@ def read_tfjs(path: Path, where: str) -> Model:
     """
     if not path.exists():
         raise ModelFormatError(
-            f"{where}: is a folder without model.json; expected a TensorFlow.js layers folder"
+            f"{where}: is a folder without model.json (a TensorFlow.js model) or last.pt (a training run)"
         )
     with open_file(path) as stream:
         data = stream.read(MAX_JSON_BYTES + 1)
@@ -505,7 +505,7 @@ def _files(paths: Any, folder: Path, where: str) -> list[tuple[Path, int]]:
     if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):
         raise ModelFormatError(f"{where}: paths of a weight group must be texts, got {show(paths)}")
     home = folder.resolve()
-    files = []
+    files: list[tuple[Path, int]] = []
     for text in paths:
         parts = text.split("/")
         bad = not text or "\0" in text or "\\" in text or ":" in text or text.startswith("/")

@@ -231,6 +231,8 @@ def test_options_reach_the_engine(run: Run, path: str, tmp_path: Path) -> None:
         (("MODEL", "folder", "-o", "b.png"), "several pictures need a folder"),
         (("MODEL", "a.png", "a.png", "-o", "-"), "exactly one picture"),
         (("MODEL", "a.png", "-o", "text.md"), "is a file, and no picture file"),
+        (("MODEL", "a.png", "-o", "b.gif"), "pictures are written as .png"),
+        (("MODEL", "a.png", "-o", ""), "missing -o OUT"),
         (("MODEL", "*.gif", "-o", "out"), "no file matches *.gif"),
         (("MODEL", "empty", "-o", "out"), "no pictures (.png"),
         (("MODEL", "none.txt", "-o", "out"), "none.txt names no picture"),
@@ -252,6 +254,40 @@ def test_wrong_usage(run: Run, path: str, tmp_path: Path, arguments: Any, words:
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "b.png").exists()
+
+
+def test_alone_it_says_what_there_is(run: Run) -> None:
+    result = run()
+    assert result.exit_code == 0 and result.stdout.count("\n") > 10
+
+
+def test_a_list_from_windows(run: Run, path: str, tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    (tmp_path / "list.txt").write_bytes("\ufeffa.png\r\n".encode())
+    assert run("translate", path, "list.txt", "-o", "out").exit_code == 0
+    assert (tmp_path / "out/a.png").exists()
+
+
+def test_models_of_the_package_by_name(run: Run, tmp_path: Path) -> None:
+    result = run("info", "edges2photo", "--json")
+    assert json.loads(result.stdout)["architecture"]["ngf"] == 16
+    draw(tmp_path / "a.png")
+    assert run("translate", "edges2photo", "a.png", "-o", "b.png").exit_code == 0
+    (tmp_path / "edges2photo").write_text("a file of that name comes first")
+    assert "is of no known kind" in run("translate", "edges2photo", "a.png", "-o", "c.png").stderr
+
+
+def test_info_and_verify_of_foreign_files(run: Run, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    junyanz = pytest.importorskip("junyanz_unet")
+    torch.manual_seed(0)
+    net = junyanz.UnetGenerator(ngf=8, num_downs=5)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    result = run("info", "net.pth")
+    assert result.exit_code == 0 and "depth: 5" in result.stdout
+    assert "none (only our own files" in run("verify", "net.pth").stdout
+    (tmp_path / "words.pth").write_text("words, and no weights")
+    assert "header of" not in run("info", "words.pth").stderr
 
 
 def test_debug_shows_the_traceback(run: Run, path: str) -> None:

@@ -139,7 +139,7 @@ def test_every_net_builds_by_both_deconvolutions(name: str) -> None:
 @pytest.mark.parametrize("precision", ["f32", "f16", "bf16"])
 def test_building_twice_gives_the_same_engine(precision: str, pixels: str) -> None:
     """Not always the same bytes: with uint8 pixels tensorrt_rtx 1.7 differed by 0 to 131 bytes of 3
-    million (the one difference looked at: neighbouring ids of values swapped), on another day by 8,900 every other time.
+    million (neighbouring ids of values swapped), on another day by 8,900 every other time.
     Less than a hundredth may differ; with the weights of another model a twentieth does."""
     model, profile = random_model(BASE), Profile((64, 64), (64, 64))
     form = Form(precision, pixels=pixels)

@@ -618,7 +618,7 @@ def test_the_command(facades, tmp_path):
     alone = runner.invoke(command, [*arguments, "--changed-data"])
     assert alone.exit_code == 2 and "belongs to --resume" in alone.stderr
     wrong = runner.invoke(command, ["facade", str(facades), "-o", str(tmp_path / "x")])
-    assert wrong.exit_code == 1 and "no recipe 'facade'" in wrong.stderr
+    assert wrong.exit_code == 2 and "no recipe 'facade'" in wrong.stderr
     assert "Traceback" not in wrong.stderr
 
 

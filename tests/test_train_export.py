@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 from pix2pix_fast.train import colour, export, junyanz, recipes, state
 from pix2pix_fast.train.cli import colorize
+from pix2pix_fast.train.cli import export as export_command
 from pix2pix_fast.train.networks import NORMS, ResNet, UNet, image_twin, init_weights
 from pix2pix_fast.train.train import Trainer
 
@@ -169,6 +170,23 @@ def test_checkpoints_reads_what_we_write_for_junyanz(norm, tmp_path):
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(again(x), image_twin(net)(x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_export_command_replaces_nothing_unasked(run, tmp_path):
+    def command(*arguments):
+        return CliRunner().invoke(export_command, [str(run), *arguments])
+
+    folder = tmp_path / "new" / "his"
+    done = command(str(folder), "--format", "junyanz")
+    assert done.exit_code == 0, done.output
+    assert sorted(p.name for p in folder.iterdir()) == ["latest_net_D.pth", "latest_net_G.pth"]
+    for target, form in ((folder, "junyanz"), (tmp_path / "a.safetensors", "safetensors")):
+        (tmp_path / "a.safetensors").write_text("somebody's")
+        refused = command(str(target), "--format", form)
+        assert refused.exit_code == 1 and "--overwrite replaces it" in refused.stderr
+    assert (tmp_path / "a.safetensors").read_text() == "somebody's"
+    assert command(str(tmp_path / "a.safetensors"), "--overwrite").exit_code == 0
+    assert command(str(tmp_path)).exit_code == 2  # a folder, for one file
 
 
 def test_a_foreign_module_is_read_as_its_checkpoint():

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from pix2pix_fast.train import recipes
@@ -24,7 +24,10 @@ SMOKE: dict[str, Any] = {
 SMOKE_STEPS = 60
 
 
-@click.command("train")
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.command("train", context_settings=_HELP)
 @click.argument("recipe")
 @click.argument("data", type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "--output", "run", required=True, type=click.Path(), help="Folder of the run.")
@@ -35,8 +38,10 @@ SMOKE_STEPS = 60
 @click.option("--resume", is_flag=True, help="Go on from RUN/last.pt.")
 @click.option("--changed-data", is_flag=True, help="With --resume: DATA may have changed since.")
 @click.option("--smoke", is_flag=True, help="A tiny network and a few steps: does it run?")
-@click.option("--max-steps", type=int, default=0, help="Stop and save after so many steps.")
-@click.option("--threads", type=int, help="CPU threads.")
+@click.option(
+    "--max-steps", type=click.IntRange(1), help="Stop and save after so many steps."
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def train(
@@ -48,7 +53,7 @@ def train(
     resume: bool,
     changed_data: bool,
     smoke: bool,
-    max_steps: int,
+    max_steps: int | None,
     threads: int | None,
     device: str,
     debug: bool,
@@ -83,7 +88,10 @@ def train(
             if not equals:
                 raise click.UsageError(f"--set takes NAME=VALUE, got {setting!r}")
             overrides[name] = value
-        values = recipes.load(recipe, **overrides)
+        try:
+            values = recipes.load(recipe, **overrides)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
         steps = max_steps or (SMOKE_STEPS if smoke else 0)
         run_training(
             values,
@@ -99,18 +107,17 @@ def train(
         kept = f"{state} is complete, --resume goes on" if state.exists() else "nothing was saved"
         click.echo(f"stopped; {kept}", err=True)
         sys.exit(130)
-    except (ValueError, StateError, TrainingStopped) as error:
+    except (ValueError, OSError, StateError, TrainingStopped) as error:
         if debug:
             raise
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        _fail(error)
     finally:
         logger.removeHandler(handler)
 
 
-@click.command("export")
+@click.command("export", context_settings=_HELP)
 @click.argument("run", type=click.Path(exists=True))
-@click.argument("output", type=click.Path(dir_okay=False))
+@click.argument("output", type=click.Path())
 @click.option(
     "--format", "form", type=click.Choice(["safetensors", "junyanz"]), default="safetensors"
 )
@@ -118,12 +125,22 @@ def train(
     "--dtype", type=click.Choice(["f32", "f16", "bf16"]), default="f16", show_default=True
 )
 @click.option("--which", type=click.Choice(["last", "best"]), default="last", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @click.option("--card", multiple=True, metavar="NAME=TEXT", help="An entry of the model's card.")
-def export(run: str, output: str, form: str, dtype: Any, which: Any, card: tuple[str, ...]) -> None:
+def export(
+    run: str,
+    output: str,
+    form: str,
+    dtype: Any,
+    which: Any,
+    overwrite: bool,
+    card: tuple[str, ...],
+) -> None:
     """Write the model of a RUN folder, a state file or a model file: for the engine, or junyanz's
     code.
 
-    A file for the engine is run and compared with PyTorch before this says that it is done.
+    A file for the engine is run and compared with PyTorch before this says that it is done. For
+    junyanz's code OUTPUT is a folder, or the .pth of G; D goes beside it.
     """
     from pix2pix_fast.train import export as exporter
 
@@ -132,17 +149,23 @@ def export(run: str, output: str, form: str, dtype: Any, which: Any, card: tuple
     source: Any = model.load(run) if run.endswith(".safetensors") else run
     try:
         if form == "junyanz":
-            exporter.to_junyanz(source, output, which=which)
+            path = Path(output)
+            if path.suffix != ".pth":
+                path.mkdir(parents=True, exist_ok=True)
+                path /= "latest_net_G.pth"
+            _refuse_existing(path, overwrite)
+            for written in exporter.to_junyanz(source, path, which=which):
+                click.echo(written)
             return
+        _refuse_existing(Path(output), overwrite)
         entries = dict(entry.partition("=")[::2] for entry in card)
         made = exporter.to_file(source, output, dtype=dtype, which=which, card=entries)
-    except (ValueError, RuntimeError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+    except (ValueError, OSError, RuntimeError) as error:
+        _fail(error)
     click.echo(f"{output}: engine and PyTorch agree; digest {made.digest}", err=True)
 
 
-@click.command("colorize")
+@click.command("colorize", context_settings=_HELP)
 @click.argument("model", type=click.Path(exists=True))
 @click.argument("picture", type=click.Path(exists=True, dir_okay=False))
 @click.argument("output", type=click.Path(dir_okay=False))
@@ -159,5 +182,19 @@ def colorize(model: str, picture: str, output: str) -> None:
             pixels = coloured(engine, read_picture(Path(picture)))
         Image.fromarray(pixels).save(output)
     except (ValueError, OSError, RuntimeError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        _fail(error)
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise click.UsageError(f"{path} is a folder, expected a file")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; --overwrite replaces it")
+
+
+def _fail(error: Exception) -> NoReturn:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror + (f": {error.filename}" if error.filename else "")
+    click.echo(f"pix2pix-fast: {text}", err=True)
+    sys.exit(1)

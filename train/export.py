@@ -127,8 +127,9 @@ def compare(model: Model) -> float:
     return equal
 
 
-def to_junyanz(source: Source, path: str | Path, *, which: Which = "last") -> None:
+def to_junyanz(source: Source, path: str | Path, *, which: Which = "last") -> list[Path]:
     """Writes `source` as junyanz's `latest_net_G.pth`; from a run, D goes beside it as `..._D.pth`.
+    The paths written.
 
     Raises ValueError naming what his code cannot hold.
     """
@@ -137,10 +138,12 @@ def to_junyanz(source: Source, path: str | Path, *, which: Which = "last") -> No
     weights = junyanz.generator_state(net)
     state.write_atomically(path, lambda file: torch.save(weights, file))
     d = _discriminator(source, which)
-    if d is not None:
-        other = path.with_name(path.name.replace("_G", "_D") if "_G" in path.name else "net_D.pth")
-        weights_d = junyanz.discriminator_state(d)
-        state.write_atomically(other, lambda file: torch.save(weights_d, file))
+    if d is None:
+        return [path]
+    other = path.with_name(path.name.replace("_G", "_D") if "_G" in path.name else "net_D.pth")
+    weights_d = junyanz.discriminator_state(d)
+    state.write_atomically(other, lambda file: torch.save(weights_d, file))
+    return [path, other]
 
 
 def is_run(path: str | Path) -> bool:
