@@ -174,7 +174,7 @@ def test_checkpoints_reads_what_we_write_for_junyanz(norm, tmp_path):
 
 def test_the_export_command_replaces_nothing_unasked(run, tmp_path):
     def command(*arguments):
-        return CliRunner().invoke(export_command, [str(run), *arguments])
+        return CliRunner().invoke(export_command, [str(run[0]), *arguments])
 
     folder = tmp_path / "new" / "his"
     done = command(str(folder), "--format", "junyanz")
