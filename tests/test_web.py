@@ -17,6 +17,8 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -143,6 +145,26 @@ def encoded(pixels: np.ndarray, form: str) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, form)
     return file.getvalue()
+
+
+def jpeg_of_scans(count: int) -> bytes:
+    """A JPEG file of SIDE x SIDE that passes `count` times over a picture it says nothing about."""
+
+    def segment(mark: int, body: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, mark, len(body) + 2) + body
+
+    blocks = (SIDE // 8) ** 2
+    data = b"\xff\xd8" + segment(0xDB, bytes([0] + [1] * 64))
+    data += segment(0xC2, struct.pack(">BHHB3B", 8, SIDE, SIDE, 1, 1, 0x11, 0))
+    for table in (0x00, 0x10):  # one code of one bit, for DC and for AC: nothing follows
+        data += segment(0xC4, bytes([table, 1] + [0] * 15 + [0]))
+    data += segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + bytes(blocks // 8)
+    scan = segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + bytes(blocks // 8)
+    return data + scan * (count - 1) + b"\xff\xd9"
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def runs(pixels: np.ndarray) -> bytes:
@@ -389,6 +411,47 @@ def test_a_picture_bomb_is_refused_by_its_header(web: Web) -> None:
         talk.send(frame(bytes(bomb), 512, 512, form=protocol.PNG))
         assert "error" in json.loads(talk.recv(10))
     assert psutil.Process().memory_info().rss - before < 32 << 20
+
+
+@pytest.mark.parametrize(
+    ("form", "data", "told"),
+    [
+        ("JPEG", jpeg_of_scans(101), "a JPEG file of at most 100 scans"),
+        (
+            "JPEG",
+            b"\xff\xd8" + b"\xff\xfe\0\2" * 1001 + encoded(DRAWING, "JPEG")[2:],
+            "a JPEG file of at most 1000 parts",
+        ),
+        (
+            "PNG",
+            encoded(DRAWING, "PNG")[:33]
+            + png_chunk(b"abCd", b"") * 1001
+            + encoded(DRAWING, "PNG")[33:],
+            "a PNG file of at most 1000 parts",
+        ),
+    ],
+)
+def test_a_picture_file_of_very_many_parts_is_refused(
+    web: Web, form: str, data: bytes, told: str
+) -> None:
+    """A decoder would take 40 s for 2 MiB of scans."""
+    Image.open(io.BytesIO(data)).load()  # nothing else is wrong with it
+    with web.socket() as talk:
+        talk.send(frame(data, form=protocol.FORMS.index(form)))
+        assert told in json.loads(talk.recv(10))["error"]
+        talk.send(frame(jpeg_of_scans(100), form=protocol.JPEG))
+        picture(talk.recv(10))
+
+
+def test_text_in_a_png_file_is_not_unpacked() -> None:
+    png = encoded(DRAWING, "PNG")
+    texts = png_chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(1000000))) * 60
+    one = protocol.Frame(0, protocol.PNG, 0, SIDE, SIDE, 1, png[:33] + texts + png[33:])
+    tracemalloc.start()
+    np.testing.assert_array_equal(protocol.decode(one), DRAWING)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_idle_clients_make_room_and_busy_ones_do_not(
