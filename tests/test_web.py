@@ -360,6 +360,16 @@ def test_bodies_and_methods(web: Web) -> None:
     assert web.get("/", "HEAD")[0] == 200
 
 
+def test_a_body_without_a_length_is_not_read(web: Web) -> None:
+    with socket.create_connection(("127.0.0.1", web.port), 10) as raw:
+        head = f"GET / HTTP/1.1\r\nHost: {web.host}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        raw.sendall(head.encode())
+        told = b""
+        while part := raw.recv(1 << 16):  # it says so at once, and ends the connection
+            told += part
+    assert told.split()[1] == b"411" and b"connection: close" in told
+
+
 def test_no_path_reaches_a_file(web: Web, rng: np.random.Generator) -> None:
     parts = ["..", "%2e%2e", ".%2e", "..%2f", "%252e%252e", "..%5c", "\\", "%00", "samples", "etc"]
     parts += ["passwd", "server.py", "page.html", "palace.png%00.txt", "....", "~", "C:", "%c0%ae"]

@@ -29,7 +29,13 @@ _HEADERS = (
     (b"permissions-policy", b"camera=(self), microphone=(), geolocation=(), payment=()"),
     (b"cache-control", b"no-store"),
 )
-_REASONS = {400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed", 413: "Too Large"}
+_REASONS = {
+    400: "Bad Request",
+    403: "Forbidden",
+    405: "Method Not Allowed",
+    411: "Length Required",
+    413: "Too Large",
+}
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,8 @@ class Guard:
             return 403, "Origin: only this server's own page may do that"
         if websocket:
             return None
+        if any(name == b"transfer-encoding" for name, _ in scope["headers"]):
+            return 411, "body: none is needed, and one in chunks has no length to check"
         length = _only(scope, b"content-length") or "0"
         if not length.isdigit() or len(length) > 12 or int(length) > MAX_BODY:
             return 413, f"body: at most {MAX_BODY} bytes"
