@@ -324,6 +324,25 @@ def test_an_allowed_host_may_sit_behind_tls(web: Web) -> None:
     assert handshake(web, "studio.local.evil.example", "http://studio.local.evil.example") == 400
 
 
+@pytest.mark.parametrize(
+    ("allowed", "host", "origins"),
+    [
+        ("studio.local:443", "studio.local", ["https"]),  # browsers leave the usual port out
+        ("studio.local:443", "studio.local:443", ["http", "https"]),
+        ("studio.local:80", "studio.local", ["http"]),
+        ("studio.local:9000", "studio.local:9000", ["http", "https"]),
+        ("studio.local:9000", "studio.local", []),
+        ("studio.local", "studio.local:77", ["http", "https"]),
+        ("studio.local:443", "127.0.0.1:8000", ["http"]),
+    ],
+)
+def test_an_allowed_name_with_a_port(allowed: str, host: str, origins: list[str]) -> None:
+    known = hosts("127.0.0.1", 8000, [allowed])
+    assert known.knows(host) == bool(origins)
+    found = [one for one in ("http", "https") if known.is_own_origin(f"{one}://{host}", host)]
+    assert found == origins
+
+
 def test_a_request_without_or_with_two_hosts_is_refused(web: Web) -> None:
     for hosts_given in ("", f"Host: {web.host}\r\nHost: {web.host}\r\n", "Host: \r\n"):
         with socket.create_connection(("127.0.0.1", web.port), 10) as raw:
