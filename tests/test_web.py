@@ -20,7 +20,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +387,20 @@ def test_a_body_without_a_length_is_not_read(web: Web) -> None:
         while part := raw.recv(1 << 16):  # it says so at once, and ends the connection
             told += part
     assert told.split()[1] == b"411" and b"connection: close" in told
+
+
+def test_a_connection_without_a_request_is_cut(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HTTP_SECONDS", 0.3)
+    half = f"GET / HTTP/1.1\r\nHost: {web.host}\r\n".encode()
+    with web.socket() as talk:
+        for sent in (b"", half, half + b"\r\n" + half):
+            with socket.create_connection(("127.0.0.1", web.port), 10) as raw:
+                raw.sendall(sent)
+                with suppress(ConnectionResetError):
+                    while raw.recv(1 << 16):
+                        pass
+        talk.send(frame(DRAWING))  # a WebSocket may be silent for longer
+        picture(talk.recv(10))
 
 
 def test_no_path_reaches_a_file(web: Web, rng: np.random.Generator) -> None:

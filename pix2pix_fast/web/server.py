@@ -48,6 +48,7 @@ MAX_CLIENTS = 64  # WebSockets at once
 MAX_CONNECTIONS = 256  # of any kind; the next one gets 503
 MAX_BAD = 8  # bad messages in a row, then the connection closes with 1008
 PAUSE = 0.025  # seconds until a client is heard again after each, so that others hardly notice
+HTTP_SECONDS = 10.0  # of a connection that is no WebSocket, its requests and answers included
 GOODBYE = 0.25  # seconds from telling a client to go until the connection is cut
 IDLE_SECONDS = 10.0  # after this silence a client's place may go to a newcomer, if all are taken
 DEFAULT_MODELS = ("facades_labels2photo.safetensors", "edges2photo.safetensors")
@@ -153,9 +154,25 @@ def check_libraries() -> None:
 def make_server(app: ASGIApp) -> uvicorn.Server:
     """A uvicorn server with our limits; `run(sockets=[...])` serves."""
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
     from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
     base: Any = AutoWebSocketsProtocol
+
+    class Brief(H11Protocol):
+        """uvicorn waits for ever for a request that never comes whole."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._end = self.loop.call_later(HTTP_SECONDS, transport.abort)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._end.cancel()
+            super().connection_lost(exc)
+
+        def handle_websocket_upgrade(self, event: Any) -> None:
+            self._end.cancel()
+            super().handle_websocket_upgrade(event)
 
     class Curt(base):  # type: ignore[misc]
         """uvicorn reads on at full speed, for 10 s, from a client that was told to go."""
@@ -177,6 +194,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,
             lifespan="on",
+            http=Brief,
             ws=Curt,
             ws_max_size=MAX_MESSAGE,
             ws_max_queue=2,
