@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 
 from pix2pix_fast.web import protocol, server  # noqa: E402
 from pix2pix_fast.web.guard import Guard, hosts  # noqa: E402
+from pix2pix_fast.web.ledger import Ledger  # noqa: E402
 from pix2pix_fast.web.turns import Client, Turns  # noqa: E402
 
 SIDE = 32
@@ -500,9 +502,9 @@ def test_text_in_a_png_file_is_not_unpacked() -> None:
 def test_idle_clients_make_room_and_busy_ones_do_not(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MAX_CLIENTS", 4)
     with ExitStack() as stack:
         inside = [stack.enter_context(web.socket()) for _ in range(4)]
+        monkeypatch.setattr(server, "MAX_CLIENTS", 4)
         late = stack.enter_context(web.plain())
         with pytest.raises(ConnectionClosed):
             late.recv(10)
@@ -517,6 +519,111 @@ def test_idle_clients_make_room_and_busy_ones_do_not(
         for talk in (*inside[1:], newcomer):
             talk.send(frame(DRAWING))
             picture(talk.recv(10))
+
+
+def test_newcomers_who_come_together_do_not_exceed_the_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "MAX_CLIENTS", 2)
+    monkeypatch.setattr(server, "IDLE_SECONDS", 0.0)
+
+    class Slow:
+        """A WebSocket whose client takes its time, and never says anything."""
+
+        def __init__(self) -> None:
+            self.state = SimpleNamespace(account=Ledger(1 << 20).open(lambda: None))
+
+        async def accept(self) -> None:
+            pass
+
+        async def close(self, code: int, reason: str) -> None:
+            await asyncio.sleep(0.02)
+
+        async def send(self, message: Any) -> None:
+            inside.add(self)
+
+        async def receive(self) -> Any:
+            most.append(len(hall._clients))
+            await asyncio.Event().wait()
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(hall.talk(Slow())) for _ in range(8)]
+        await asyncio.sleep(0.2)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    inside: set[Any] = set()
+    most: list[int] = []
+    hall = server.Hall(Turns(lambda frame, dropped: b""), [1], 1, "hello")
+    asyncio.run(run())
+    assert len(inside) == 8 and max(most) == 2
+
+
+def test_who_holds_most_is_let_go() -> None:
+    gone: list[str] = []
+    ledger = Ledger(100)
+    small, large = ledger.open(lambda: gone.append("small")), ledger.open(lambda: gone.append("large"))
+    small.more("unread", 20)
+    small.more("unread", 20)
+    large.hold("slot", 50)
+    large.hold("slot", 60)
+    assert (ledger.total, gone) == (100, [])
+    small.hold("answer", 1)
+    assert (ledger.total, gone) == (41, ["large"])
+    large.hold("slot", 999)  # it is not here any more
+    small.hold("unread", 0)
+    assert (ledger.total, gone) == (1, ["large"])
+    small.close()
+    assert ledger.total == 0
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["whole", "all but a byte"])
+def test_many_large_messages_do_not_fill_the_memory(web: Web, missing: bool) -> None:
+    side = 512
+    message = frame(bytes(side * side * 3), side, side)
+    whole = struct.pack(">BBQI", 0x82, 0xFF, len(message), 0) + message
+    payload = whole[:-1] if missing else whole * 5
+    process, hello = psutil.Process(), upgrade(web, web.host, f"http://{web.host}")
+
+    def send(raw: socket.socket) -> None:
+        with suppress(OSError):  # cut, or not read from any more
+            raw.sendall(payload)
+
+    with web.socket() as first:
+        first.send(message)  # the engine's own memory for this size
+        picture(first.recv(30))
+    with ExitStack() as stack, web.socket() as good:
+        start = process.memory_info().rss
+        lines = []
+        for _ in range(62):
+            raw = stack.enter_context(socket.create_connection(("127.0.0.1", web.port), 3))
+            raw.sendall(hello)
+            while b"models" not in raw.recv(1 << 16):
+                pass
+            lines.append(threading.Thread(target=send, args=(raw,)))
+        for line in lines:
+            line.start()
+        most = 0
+        while any(line.is_alive() for line in lines):
+            good.send(frame(DRAWING))
+            picture(good.recv(30))
+            most = max(most, process.memory_info().rss - start)
+        assert most < 64 << 20
+
+
+def test_a_client_that_takes_no_answer_is_cut(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SEND_SECONDS", 0.3)
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.settimeout(10)
+        raw.connect(("127.0.0.1", web.port))
+        raw.sendall(upgrade(web, web.host, f"http://{web.host}"))
+        drawing = frame(b"\xff\xff\0\0\0" * 4 + b"\4\0\0\0\0", 512, 512, form=protocol.RUNS)
+        with pytest.raises((ConnectionError, BrokenPipeError)):
+            while True:
+                raw.sendall(struct.pack(">BBI", 0x82, 0x80 | len(drawing), 0) + drawing)
+                time.sleep(0.05)
 
 
 def hostile(rng: np.random.Generator) -> bytes | str:

@@ -50,7 +50,7 @@ class Frame:
     width: int
     height: int
     number: int
-    pixels: bytes = field(repr=False)
+    pixels: memoryview | bytes = field(repr=False)  # a part of the message, not a copy
     arrived: float = field(default_factory=time.perf_counter)
 
 
@@ -91,7 +91,7 @@ def parse(message: bytes, multiples: Sequence[int], max_pixels: int) -> Frame:
             f"{width} x {height}, padded to {wide} x {high} for this model; make it smaller",
             number,
         )
-    pixels = message[FRAME.size :]
+    pixels = memoryview(message)[FRAME.size :]
     if form == RGB and len(pixels) != width * height * 3:
         raise BadFrame(
             f"pixels: expected {width * height * 3} bytes for {width} x {height} RGB, "
@@ -152,7 +152,7 @@ def _bare(frame: Frame) -> bytes:
     A megabyte of empty parts takes seconds to walk, and a PNG file's texts and profiles may unpack to
     64 MiB: of its chunks only the critical ones are kept. Raises BadFrame for too many parts.
     """
-    data = frame.pixels
+    data = bytes(frame.pixels)
     if frame.form == JPEG:
         if data.count(b"\xff\xda") > MAX_SCANS:
             raise BadFrame(
