@@ -12,13 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import environment
+from tiny import environment, tiny_model
+
+from pix2pix_fast import model
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("starlette")
@@ -34,11 +37,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The server with the two models of the package, as the command starts it: in this process it
-    would share the interpreter with what drives the browser."""
-    command = [sys.executable, "-m", "pix2pix_fast.cli", "serve", "--port", "0"]
+@contextmanager
+def serving(*models: Path) -> Iterator[str]:
+    """The server's address, as the command starts it: in this process it would share the
+    interpreter with what drives the browser."""
+    command = [sys.executable, "-m", "pix2pix_fast.cli", "serve", "--port", "0", *map(str, models)]
     command += ["--allow-host", ELSEWHERE]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment(), cwd="/"
@@ -48,6 +51,26 @@ def address() -> Iterator[str]:
             yield process.stdout.readline().split()[0]
         finally:
             process.terminate()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """With the two models of the package."""
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """With a labels model of 192 x 192 and one of 64 x 32."""
+    folder = tmp_path_factory.mktemp("small")
+    for name, size in (("large_labels2photo", [192, 192]), ("small_labels2photo", [32, 64])):
+        made = tiny_model()
+        card = {"name": name, "size": size, "task": "labels to photo"}
+        path = folder / f"{name}.safetensors"
+        model.save(model.Model(made.architecture, made.tensors, card), path)
+    with serving(*sorted(folder.iterdir())) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +203,22 @@ def test_every_tool_by_keyboard(page: Any) -> None:
     assert page.is_visible("#help")
     keep(page, "page_help.png")
     page.keyboard.press("Escape")
+
+
+def test_filling_by_keyboard_on_a_sheet_smaller_than_the_last(browser: Any, small: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(small)
+    page.wait_for_selector(SHOWN, timeout=20_000)
+    page.focus("#ink")
+    for _ in range(5):
+        page.keyboard.press("Shift+ArrowDown")  # to where the other sheet has no pixel
+    for key in ("m", "Delete", "f", "2", "Space"):
+        page.keyboard.press(key)
+    page.set_default_timeout(10_000)
+    sheet = pixels(page, "ink")
+    assert sheet.shape == (32, 64, 4) and (sheet == (0, 128, 255, 255)).all()
+    context.close()
 
 
 def test_everything_has_a_name(page: Any) -> None:
