@@ -127,6 +127,14 @@ def settled(page: Any, beyond: int) -> None:
     raise AssertionError("no new picture came")
 
 
+def until(page: Any, condition: str) -> None:
+    """Wait for a JavaScript condition; the page's policy forbids Playwright's own way."""
+    end = time.monotonic() + 10
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(50)
+
+
 def stroke(page: Any, start: tuple[float, float], end: tuple[float, float], steps: int) -> None:
     box = page.locator("#ink").bounding_box()
     places = np.linspace(start, end, steps) * (box["width"], box["height"]) + (box["x"], box["y"])
@@ -280,6 +288,34 @@ def test_the_camera_keeps_the_picture_moving(page: Any) -> None:
     keep(page, "page_camera.png")
     page.click("#camera")
     assert page.inner_text("#latency-name") == "Stroke to picture"
+
+
+WATCHED = """() => {
+    const devices = navigator.mediaDevices, plain = devices.getUserMedia.bind(devices);
+    window.streams = [];
+    devices.getUserMedia = async (wanted) => {
+        const stream = await plain(wanted);
+        await new Promise((done) => setTimeout(done, 300));  // who gives the permission takes time
+        streams.push(stream);
+        return stream;
+    };
+}"""
+LIVE = "streams.flatMap((one) => one.getTracks()).filter((one) => one.readyState === 'live').length"
+
+
+@pytest.mark.parametrize("then", ["$('camera').click()", "choose(1)"])
+def test_a_camera_that_comes_late_is_stopped(page: Any, then: str) -> None:
+    page.evaluate(WATCHED)
+    page.evaluate(f"() => {{ $('camera').click(); {then}; }}")
+    until(page, "streams.length > 0")
+    page.wait_for_timeout(500)
+    assert page.evaluate(LIVE) == 0
+    assert page.get_attribute("#camera", "aria-pressed") == "false"
+    page.click("#camera")  # and it can be had afterwards
+    until(page, f"{LIVE} === 1")
+    until(page, "$('latency-name').textContent === 'Camera to picture'")
+    page.click("#camera")
+    assert page.evaluate(LIVE) == 0
 
 
 def test_two_pages_both_keep_moving(page: Any, browser: Any, address: str) -> None:
