@@ -229,6 +229,49 @@ def test_filling_by_keyboard_on_a_sheet_smaller_than_the_last(browser: Any, smal
     context.close()
 
 
+HANDS = """(events) => {
+    const box = ink.getBoundingClientRect(), wide = box.width / ink.width, high = box.height / ink.height;
+    const moved = "onpointerrawupdate" in ink ? "pointerrawupdate" : "pointermove";
+    const names = { down: "pointerdown", move: moved, up: "pointerup" };
+    ink.setPointerCapture = () => {};  // these pointers are not real
+    clear();
+    for (const [what, pointerId, pointerType, isPrimary, x, y] of events)
+        ink.dispatchEvent(new PointerEvent(names[what], { pointerId, pointerType, isPrimary, bubbles: true,
+            clientX: box.left + x * wide, clientY: box.top + y * high }));
+}"""
+
+
+@pytest.mark.parametrize(
+    ("events", "drawn", "clean"),
+    [
+        (  # a palm lies down while the pen draws
+            [("down", 1, "pen", True, 20, 20), ("down", 2, "touch", True, 200, 200)]
+            + [("move", 1, "pen", True, 90, 20), ("move", 2, "touch", True, 200, 210)],
+            [(20, 20), (60, 20), (90, 20)],
+            [(200, 200), (120, 110)],
+        ),
+        (  # a palm lies there already
+            [("down", 2, "touch", True, 200, 200), ("down", 1, "pen", True, 20, 20)]
+            + [("move", 1, "pen", True, 90, 20), ("up", 2, "touch", True, 200, 200)]
+            + [("move", 1, "pen", True, 150, 20)],
+            [(20, 20), (60, 20), (150, 20)],
+            [(200, 200), (120, 110)],
+        ),
+        (  # a second finger comes and goes
+            [("down", 1, "touch", True, 20, 20), ("down", 2, "touch", False, 200, 200)]
+            + [("up", 2, "touch", False, 200, 200), ("move", 1, "touch", True, 90, 20)],
+            [(20, 20), (60, 20), (90, 20)],
+            [(200, 200), (120, 110)],
+        ),
+    ],
+)
+def test_one_hand_draws(page: Any, events: list[Any], drawn: list[Any], clean: list[Any]) -> None:
+    page.evaluate(HANDS, events)
+    sheet = pixels(page, "ink")[..., :3]
+    assert all((sheet[y, x] != (0, 0, 221)).any() for x, y in drawn)
+    assert all((sheet[y, x] == (0, 0, 221)).all() for x, y in clean)
+
+
 def test_everything_has_a_name(page: Any) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "model"
