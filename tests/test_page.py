@@ -316,6 +316,20 @@ def test_a_phone_and_the_other_model(page: Any, tmp_path: Path) -> None:
     assert (saved[..., :3] == pixels(page, "picture")[..., :3]).all()
 
 
+def test_a_picture_with_holes_lies_on_paper(page: Any, tmp_path: Path) -> None:
+    settled(page, 0)
+    holes = np.zeros((256, 256, 4), np.uint8)
+    holes[100:120, 100:120] = (255, 0, 0, 255)
+    Image.fromarray(holes).save(tmp_path / "holes.png")
+    count = frames(page)
+    page.set_input_files("#file", str(tmp_path / "holes.png"))
+    settled(page, count)
+    sheet = pixels(page, "ink").copy()
+    assert (sheet[110, 110] == (255, 0, 0, 255)).all()
+    sheet[100:120, 100:120] = (0, 0, 221, 255)
+    assert (sheet == (0, 0, 221, 255)).all()
+
+
 def test_the_camera_keeps_the_picture_moving(page: Any) -> None:
     settled(page, 0)
     count = frames(page)
