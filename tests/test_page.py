@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import environment, tiny_model
+from tiny import environment, noise, tiny_model
 
 from pix2pix_fast import model
 
@@ -373,6 +373,31 @@ def test_a_camera_that_comes_late_is_stopped(page: Any, then: str) -> None:
     until(page, "$('latency-name').textContent === 'Camera to picture'")
     page.click("#camera")
     assert page.evaluate(LIVE) == 0
+
+
+def test_a_picture_of_much_detail_still_travels(browser: Any, tmp_path: Path) -> None:
+    made = tiny_model()
+    card = {"name": "wide", "size": [1024, 1024]}
+    model.save(model.Model(made.architecture, made.tensors, card), tmp_path / "wide.safetensors")
+    Image.fromarray(noise((1024, 1024, 3))).save(tmp_path / "noise.png")  # 3 MiB; a message has 2
+    with serving(tmp_path / "wide.safetensors") as url:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(url)
+        page.wait_for_selector(SHOWN, timeout=20_000)
+        settled(page, 0)
+        before, count = pixels(page, "picture"), frames(page)
+        page.set_input_files("#file", str(tmp_path / "noise.png"))
+        settled(page, count)
+        assert (before != pixels(page, "picture")).any() and page.is_hidden("#note")
+        # what no form makes small enough is said, and the page is ready for the next
+        page.evaluate("limits.message = 100_000; changed()")
+        page.wait_for_selector("#note:not([hidden])")
+        assert "too much detail" in page.inner_text("#note")
+        count = frames(page)
+        page.keyboard.press("Delete")
+        settled(page, count)
+        context.close()
 
 
 def test_two_pages_both_keep_moving(page: Any, browser: Any, address: str) -> None:
