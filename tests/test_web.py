@@ -841,6 +841,16 @@ def test_wrong_arguments(arguments: dict[str, Any], told: str) -> None:
         server.serve(**arguments)
 
 
+def test_a_model_whose_padded_pictures_exceed_the_cap_is_refused(tmp_path: Path) -> None:
+    made = tiny_model()
+    multiple = 2**made.architecture.depth
+    card = {"name": "odd", "size": [multiple + 1, multiple]}
+    model.save(model.Model(made.architecture, made.tensors, card), tmp_path / "odd.safetensors")
+    for cap in (multiple * (multiple + 1), 2 * multiple**2 - 1):
+        with pytest.raises(ValueError, match=f"max_pixels: expected at least {2 * multiple**2} for odd"):
+            server.serve([tmp_path / "odd.safetensors"], port=0, max_pixels=cap)
+
+
 def test_a_model_of_five_channels_is_refused(tmp_path: Path) -> None:
     made = tiny_model(ci=5)
     model.save(made, tmp_path / "five.safetensors")

@@ -128,10 +128,12 @@ def serve(
         served = [one.served for one in opened]
         for one in served:
             height, width = one.about["height"], one.about["width"]
-            if height * width > max_pixels:
+            multiple = 2 ** one.engine.info["depth"]
+            least = (-(-height // multiple) * multiple) * (-(-width // multiple) * multiple)
+            if least > max_pixels:
                 raise ValueError(
-                    f"max_pixels: expected at least {height * width} for {one.about['name']}, "
-                    f"whose pictures are {width} x {height}; got {max_pixels}"
+                    f"max_pixels: expected at least {least} for {one.about['name']}, whose pictures "
+                    f"are {width} x {height}, padded to a multiple of {multiple}; got {max_pixels}"
                 )
         app = Guard(application(served, max_pixels), allowed, policy())
         server = make_server(app)
