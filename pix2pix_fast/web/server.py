@@ -322,7 +322,7 @@ def application(served: Sequence[Served], max_pixels: int = MAX_PIXELS) -> ASGIA
     samples = {name: data for one in served for name, data in one.samples.items()}
     turns = Turns(lambda frame, dropped: _translate(served[frame.model], frame, dropped))
     multiples = [2 ** one.engine.info["depth"] for one in served]
-    hall = Hall(turns, multiples, max_pixels, _hello(served, max_pixels))
+    hall = Hall(turns, multiples, max_pixels, _hello(served))
 
     async def index(request: Request) -> Response:
         return Response(page, media_type="text/html; charset=utf-8")
@@ -440,8 +440,8 @@ class Hall:
         return True
 
 
-def _hello(served: Sequence[Served], max_pixels: int) -> str:
-    limits = {"message": MAX_MESSAGE, "pixels": max_pixels}
+def _hello(served: Sequence[Served]) -> str:
+    limits = {"message": MAX_MESSAGE}  # of pixels the page sends as many as its model has
     return json.dumps({"models": [one.about for one in served], "limits": limits})
 
 
