@@ -174,6 +174,13 @@ def test_a_stroke_changes_the_picture_and_its_latency_is_shown(page: Any) -> Non
     assert (pixels(page, "ink") == after).all()
 
 
+def test_the_first_sample_is_no_step_to_undo(page: Any) -> None:
+    for which in ("0", "1"):
+        page.select_option("#model", which)
+        settled(page, 0)
+        assert page.is_disabled("#undo")
+
+
 def test_every_tool_by_keyboard(page: Any) -> None:
     settled(page, 0)
     page.focus("#ink")
