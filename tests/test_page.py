@@ -445,3 +445,16 @@ def test_from_another_machine_picture_files_travel(browser: Any, address: str) -
     page.wait_for_selector("#note:not([hidden])")
     assert "over https" in page.inner_text("#note")
     context.close()
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 820, "height": 1180}}], indirect=True)
+def test_on_a_tablet_every_label_can_be_read(page: Any) -> None:
+    cut = page.evaluate(
+        """[...document.querySelectorAll("#inks span")]
+        .filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent)"""
+    )
+    assert cut == []
+
+
+def test_on_a_small_laptop_nothing_scrolls(page: Any) -> None:
+    assert page.evaluate("document.documentElement.scrollHeight") == 800
