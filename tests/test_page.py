@@ -12,13 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import environment
+from tiny import environment, noise, tiny_model
+
+from pix2pix_fast import model
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("starlette")
@@ -34,11 +37,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The server with the two models of the package, as the command starts it: in this process it
-    would share the interpreter with what drives the browser."""
-    command = [sys.executable, "-m", "pix2pix_fast.cli", "serve", "--port", "0"]
+@contextmanager
+def serving(*models: Path) -> Iterator[str]:
+    """The server's address, as the command starts it: in this process it would share the
+    interpreter with what drives the browser."""
+    command = [sys.executable, "-m", "pix2pix_fast.cli", "serve", "--port", "0", *map(str, models)]
     command += ["--allow-host", ELSEWHERE]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment(), cwd="/"
@@ -48,6 +51,26 @@ def address() -> Iterator[str]:
             yield process.stdout.readline().split()[0]
         finally:
             process.terminate()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """With the two models of the package."""
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """With a labels model of 192 x 192 and one of 64 x 32."""
+    folder = tmp_path_factory.mktemp("small")
+    for name, size in (("large_labels2photo", [192, 192]), ("small_labels2photo", [32, 64])):
+        made = tiny_model()
+        card = {"name": name, "size": size, "task": "labels to photo"}
+        path = folder / f"{name}.safetensors"
+        model.save(model.Model(made.architecture, made.tensors, card), path)
+    with serving(*sorted(folder.iterdir())) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +127,14 @@ def settled(page: Any, beyond: int) -> None:
     raise AssertionError("no new picture came")
 
 
+def until(page: Any, condition: str) -> None:
+    """Wait for a JavaScript condition; the page's policy forbids Playwright's own way."""
+    end = time.monotonic() + 10
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(50)
+
+
 def stroke(page: Any, start: tuple[float, float], end: tuple[float, float], steps: int) -> None:
     box = page.locator("#ink").bounding_box()
     places = np.linspace(start, end, steps) * (box["width"], box["height"]) + (box["x"], box["y"])
@@ -143,6 +174,13 @@ def test_a_stroke_changes_the_picture_and_its_latency_is_shown(page: Any) -> Non
     assert (pixels(page, "ink") == after).all()
 
 
+def test_the_first_sample_is_no_step_to_undo(page: Any) -> None:
+    for which in ("0", "1"):
+        page.select_option("#model", which)
+        settled(page, 0)
+        assert page.is_disabled("#undo")
+
+
 def test_every_tool_by_keyboard(page: Any) -> None:
     settled(page, 0)
     page.focus("#ink")
@@ -180,6 +218,65 @@ def test_every_tool_by_keyboard(page: Any) -> None:
     assert page.is_visible("#help")
     keep(page, "page_help.png")
     page.keyboard.press("Escape")
+
+
+def test_filling_by_keyboard_on_a_sheet_smaller_than_the_last(browser: Any, small: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(small)
+    page.wait_for_selector(SHOWN, timeout=20_000)
+    page.focus("#ink")
+    for _ in range(5):
+        page.keyboard.press("Shift+ArrowDown")  # to where the other sheet has no pixel
+    for key in ("m", "Delete", "f", "2", "Space"):
+        page.keyboard.press(key)
+    page.set_default_timeout(10_000)
+    sheet = pixels(page, "ink")
+    assert sheet.shape == (32, 64, 4) and (sheet == (0, 128, 255, 255)).all()
+    context.close()
+
+
+HANDS = """(events) => {
+    const box = ink.getBoundingClientRect(), wide = box.width / ink.width, high = box.height / ink.height;
+    const moved = "onpointerrawupdate" in ink ? "pointerrawupdate" : "pointermove";
+    const names = { down: "pointerdown", move: moved, up: "pointerup" };
+    ink.setPointerCapture = () => {};  // these pointers are not real
+    clear();
+    for (const [what, pointerId, pointerType, isPrimary, x, y] of events)
+        ink.dispatchEvent(new PointerEvent(names[what], { pointerId, pointerType, isPrimary, bubbles: true,
+            clientX: box.left + x * wide, clientY: box.top + y * high }));
+}"""
+
+
+@pytest.mark.parametrize(
+    ("events", "drawn", "clean"),
+    [
+        (  # a palm lies down while the pen draws
+            [("down", 1, "pen", True, 20, 20), ("down", 2, "touch", True, 200, 200)]
+            + [("move", 1, "pen", True, 90, 20), ("move", 2, "touch", True, 200, 210)],
+            [(20, 20), (60, 20), (90, 20)],
+            [(200, 200), (120, 110)],
+        ),
+        (  # a palm lies there already
+            [("down", 2, "touch", True, 200, 200), ("down", 1, "pen", True, 20, 20)]
+            + [("move", 1, "pen", True, 90, 20), ("up", 2, "touch", True, 200, 200)]
+            + [("move", 1, "pen", True, 150, 20)],
+            [(20, 20), (60, 20), (150, 20)],
+            [(200, 200), (120, 110)],
+        ),
+        (  # a second finger comes and goes
+            [("down", 1, "touch", True, 20, 20), ("down", 2, "touch", False, 200, 200)]
+            + [("up", 2, "touch", False, 200, 200), ("move", 1, "touch", True, 90, 20)],
+            [(20, 20), (60, 20), (90, 20)],
+            [(200, 200), (120, 110)],
+        ),
+    ],
+)
+def test_one_hand_draws(page: Any, events: list[Any], drawn: list[Any], clean: list[Any]) -> None:
+    page.evaluate(HANDS, events)
+    sheet = pixels(page, "ink")[..., :3]
+    assert all((sheet[y, x] != (0, 0, 221)).any() for x, y in drawn)
+    assert all((sheet[y, x] == (0, 0, 221)).all() for x, y in clean)
 
 
 def test_everything_has_a_name(page: Any) -> None:
@@ -226,6 +323,20 @@ def test_a_phone_and_the_other_model(page: Any, tmp_path: Path) -> None:
     assert (saved[..., :3] == pixels(page, "picture")[..., :3]).all()
 
 
+def test_a_picture_with_holes_lies_on_paper(page: Any, tmp_path: Path) -> None:
+    settled(page, 0)
+    holes = np.zeros((256, 256, 4), np.uint8)
+    holes[100:120, 100:120] = (255, 0, 0, 255)
+    Image.fromarray(holes).save(tmp_path / "holes.png")
+    count = frames(page)
+    page.set_input_files("#file", str(tmp_path / "holes.png"))
+    settled(page, count)
+    sheet = pixels(page, "ink").copy()
+    assert (sheet[110, 110] == (255, 0, 0, 255)).all()
+    sheet[100:120, 100:120] = (0, 0, 221, 255)
+    assert (sheet == (0, 0, 221, 255)).all()
+
+
 def test_the_camera_keeps_the_picture_moving(page: Any) -> None:
     settled(page, 0)
     count = frames(page)
@@ -241,6 +352,59 @@ def test_the_camera_keeps_the_picture_moving(page: Any) -> None:
     keep(page, "page_camera.png")
     page.click("#camera")
     assert page.inner_text("#latency-name") == "Stroke to picture"
+
+
+WATCHED = """() => {
+    const devices = navigator.mediaDevices, plain = devices.getUserMedia.bind(devices);
+    window.streams = [];
+    devices.getUserMedia = async (wanted) => {
+        const stream = await plain(wanted);
+        await new Promise((done) => setTimeout(done, 300));  // who gives the permission takes time
+        streams.push(stream);
+        return stream;
+    };
+}"""
+LIVE = "streams.flatMap((one) => one.getTracks()).filter((one) => one.readyState === 'live').length"
+
+
+@pytest.mark.parametrize("then", ["$('camera').click()", "choose(1)"])
+def test_a_camera_that_comes_late_is_stopped(page: Any, then: str) -> None:
+    page.evaluate(WATCHED)
+    page.evaluate(f"() => {{ $('camera').click(); {then}; }}")
+    until(page, "streams.length > 0")
+    page.wait_for_timeout(500)
+    assert page.evaluate(LIVE) == 0
+    assert page.get_attribute("#camera", "aria-pressed") == "false"
+    page.click("#camera")  # and it can be had afterwards
+    until(page, f"{LIVE} === 1")
+    until(page, "$('latency-name').textContent === 'Camera to picture'")
+    page.click("#camera")
+    assert page.evaluate(LIVE) == 0
+
+
+def test_a_picture_of_much_detail_still_travels(browser: Any, tmp_path: Path) -> None:
+    made = tiny_model()
+    card = {"name": "wide", "size": [1024, 1024]}
+    model.save(model.Model(made.architecture, made.tensors, card), tmp_path / "wide.safetensors")
+    Image.fromarray(noise((1024, 1024, 3))).save(tmp_path / "noise.png")  # 3 MiB; a message has 2
+    with serving(tmp_path / "wide.safetensors") as url:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(url)
+        page.wait_for_selector(SHOWN, timeout=20_000)
+        settled(page, 0)
+        before, count = pixels(page, "picture"), frames(page)
+        page.set_input_files("#file", str(tmp_path / "noise.png"))
+        settled(page, count)
+        assert (before != pixels(page, "picture")).any() and page.is_hidden("#note")
+        # what no form makes small enough is said, and the page is ready for the next
+        page.evaluate("limits.message = 100_000; changed()")
+        page.wait_for_selector("#note:not([hidden])")
+        assert "too much detail" in page.inner_text("#note")
+        count = frames(page)
+        page.keyboard.press("Delete")
+        settled(page, count)
+        context.close()
 
 
 def test_two_pages_both_keep_moving(page: Any, browser: Any, address: str) -> None:
@@ -281,3 +445,16 @@ def test_from_another_machine_picture_files_travel(browser: Any, address: str) -
     page.wait_for_selector("#note:not([hidden])")
     assert "over https" in page.inner_text("#note")
     context.close()
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 820, "height": 1180}}], indirect=True)
+def test_on_a_tablet_every_label_can_be_read(page: Any) -> None:
+    cut = page.evaluate(
+        """[...document.querySelectorAll("#inks span")]
+        .filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent)"""
+    )
+    assert cut == []
+
+
+def test_on_a_small_laptop_nothing_scrolls(page: Any) -> None:
+    assert page.evaluate("document.documentElement.scrollHeight") == 800

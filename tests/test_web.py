@@ -17,9 +17,12 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,6 +40,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 
 from pix2pix_fast.web import protocol, server  # noqa: E402
 from pix2pix_fast.web.guard import Guard, hosts  # noqa: E402
+from pix2pix_fast.web.ledger import Ledger  # noqa: E402
 from pix2pix_fast.web.turns import Client, Turns  # noqa: E402
 
 SIDE = 32
@@ -145,6 +149,26 @@ def encoded(pixels: np.ndarray, form: str) -> bytes:
     return file.getvalue()
 
 
+def jpeg_of_scans(count: int) -> bytes:
+    """A JPEG file of SIDE x SIDE that passes `count` times over a picture it says nothing about."""
+
+    def segment(mark: int, body: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, mark, len(body) + 2) + body
+
+    blocks = (SIDE // 8) ** 2
+    data = b"\xff\xd8" + segment(0xDB, bytes([0] + [1] * 64))
+    data += segment(0xC2, struct.pack(">BHHB3B", 8, SIDE, SIDE, 1, 1, 0x11, 0))
+    for table in (0x00, 0x10):  # one code of one bit, for DC and for AC: nothing follows
+        data += segment(0xC4, bytes([table, 1] + [0] * 15 + [0]))
+    data += segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + bytes(blocks // 8)
+    scan = segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + bytes(blocks // 8)
+    return data + scan * (count - 1) + b"\xff\xd9"
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def runs(pixels: np.ndarray) -> bytes:
     """(h, w, 3) as runs of at most 7 equal pixels."""
     flat = pixels.reshape(-1, 3)
@@ -170,7 +194,7 @@ def test_the_greeting_says_what_the_models_are(web: Web) -> None:
     assert first["kind"] == "labels" and second["kind"] == "photo"
     assert len(first["palette"]) == 12 and "townhouse.png" in first["samples"]
     assert (first["width"], first["height"]) == (SIDE, SIDE)
-    assert hello["limits"] == {"message": server.MAX_MESSAGE, "pixels": MAX_PIXELS}
+    assert hello["limits"] == {"message": server.MAX_MESSAGE}
 
 
 @pytest.mark.parametrize("form", ["RGB", "PNG", "RUNS"])
@@ -302,6 +326,25 @@ def test_an_allowed_host_may_sit_behind_tls(web: Web) -> None:
     assert handshake(web, "studio.local.evil.example", "http://studio.local.evil.example") == 400
 
 
+@pytest.mark.parametrize(
+    ("allowed", "host", "origins"),
+    [
+        ("studio.local:443", "studio.local", ["https"]),  # browsers leave the usual port out
+        ("studio.local:443", "studio.local:443", ["http", "https"]),
+        ("studio.local:80", "studio.local", ["http"]),
+        ("studio.local:9000", "studio.local:9000", ["http", "https"]),
+        ("studio.local:9000", "studio.local", []),
+        ("studio.local", "studio.local:77", ["http", "https"]),
+        ("studio.local:443", "127.0.0.1:8000", ["http"]),
+    ],
+)
+def test_an_allowed_name_with_a_port(allowed: str, host: str, origins: list[str]) -> None:
+    known = hosts("127.0.0.1", 8000, [allowed])
+    assert known.knows(host) == bool(origins)
+    found = [one for one in ("http", "https") if known.is_own_origin(f"{one}://{host}", host)]
+    assert found == origins
+
+
 def test_a_request_without_or_with_two_hosts_is_refused(web: Web) -> None:
     for hosts_given in ("", f"Host: {web.host}\r\nHost: {web.host}\r\n", "Host: \r\n"):
         with socket.create_connection(("127.0.0.1", web.port), 10) as raw:
@@ -336,6 +379,30 @@ def test_bodies_and_methods(web: Web) -> None:
     assert web.get("/", "POST", Content_Length="9" * 40)[0] in (400, 413)
     assert web.get("/ws")[0] == 404
     assert web.get("/", "HEAD")[0] == 200
+
+
+def test_a_body_without_a_length_is_not_read(web: Web) -> None:
+    with socket.create_connection(("127.0.0.1", web.port), 10) as raw:
+        head = f"GET / HTTP/1.1\r\nHost: {web.host}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        raw.sendall(head.encode())
+        told = b""
+        while part := raw.recv(1 << 16):  # it says so at once, and ends the connection
+            told += part
+    assert told.split()[1] == b"411" and b"connection: close" in told
+
+
+def test_a_connection_without_a_request_is_cut(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HTTP_SECONDS", 0.3)
+    half = f"GET / HTTP/1.1\r\nHost: {web.host}\r\n".encode()
+    with web.socket() as talk:
+        for sent in (b"", half, half + b"\r\n" + half):
+            with socket.create_connection(("127.0.0.1", web.port), 10) as raw:
+                raw.sendall(sent)
+                with suppress(ConnectionResetError):
+                    while raw.recv(1 << 16):
+                        pass
+        talk.send(frame(DRAWING))  # a WebSocket may be silent for longer
+        picture(talk.recv(10))
 
 
 def test_no_path_reaches_a_file(web: Web, rng: np.random.Generator) -> None:
@@ -391,12 +458,53 @@ def test_a_picture_bomb_is_refused_by_its_header(web: Web) -> None:
     assert psutil.Process().memory_info().rss - before < 32 << 20
 
 
+@pytest.mark.parametrize(
+    ("form", "data", "told"),
+    [
+        ("JPEG", jpeg_of_scans(101), "a JPEG file of at most 100 scans"),
+        (
+            "JPEG",
+            b"\xff\xd8" + b"\xff\xfe\0\2" * 1001 + encoded(DRAWING, "JPEG")[2:],
+            "a JPEG file of at most 1000 parts",
+        ),
+        (
+            "PNG",
+            encoded(DRAWING, "PNG")[:33]
+            + png_chunk(b"abCd", b"") * 1001
+            + encoded(DRAWING, "PNG")[33:],
+            "a PNG file of at most 1000 parts",
+        ),
+    ],
+)
+def test_a_picture_file_of_very_many_parts_is_refused(
+    web: Web, form: str, data: bytes, told: str
+) -> None:
+    """A decoder would take 40 s for 2 MiB of scans."""
+    Image.open(io.BytesIO(data)).load()  # nothing else is wrong with it
+    with web.socket() as talk:
+        talk.send(frame(data, form=protocol.FORMS.index(form)))
+        assert told in json.loads(talk.recv(10))["error"]
+        talk.send(frame(jpeg_of_scans(100), form=protocol.JPEG))
+        picture(talk.recv(10))
+
+
+def test_text_in_a_png_file_is_not_unpacked() -> None:
+    png = encoded(DRAWING, "PNG")
+    texts = png_chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(1000000))) * 60
+    one = protocol.Frame(0, protocol.PNG, 0, SIDE, SIDE, 1, png[:33] + texts + png[33:])
+    tracemalloc.start()
+    np.testing.assert_array_equal(protocol.decode(one), DRAWING)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
 def test_idle_clients_make_room_and_busy_ones_do_not(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MAX_CLIENTS", 4)
     with ExitStack() as stack:
         inside = [stack.enter_context(web.socket()) for _ in range(4)]
+        monkeypatch.setattr(server, "MAX_CLIENTS", 4)
         late = stack.enter_context(web.plain())
         with pytest.raises(ConnectionClosed):
             late.recv(10)
@@ -411,6 +519,111 @@ def test_idle_clients_make_room_and_busy_ones_do_not(
         for talk in (*inside[1:], newcomer):
             talk.send(frame(DRAWING))
             picture(talk.recv(10))
+
+
+def test_newcomers_who_come_together_do_not_exceed_the_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "MAX_CLIENTS", 2)
+    monkeypatch.setattr(server, "IDLE_SECONDS", 0.0)
+
+    class Slow:
+        """A WebSocket whose client takes its time, and never says anything."""
+
+        def __init__(self) -> None:
+            self.state = SimpleNamespace(account=Ledger(1 << 20).open(lambda: None))
+
+        async def accept(self) -> None:
+            pass
+
+        async def close(self, code: int, reason: str) -> None:
+            await asyncio.sleep(0.02)
+
+        async def send(self, message: Any) -> None:
+            inside.add(self)
+
+        async def receive(self) -> Any:
+            most.append(len(hall._clients))
+            await asyncio.Event().wait()
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(hall.talk(Slow())) for _ in range(8)]
+        await asyncio.sleep(0.2)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    inside: set[Any] = set()
+    most: list[int] = []
+    hall = server.Hall(Turns(lambda frame, dropped: b""), [1], 1, "hello")
+    asyncio.run(run())
+    assert len(inside) == 8 and max(most) == 2
+
+
+def test_who_holds_most_is_let_go() -> None:
+    gone: list[str] = []
+    ledger = Ledger(100)
+    small, large = ledger.open(lambda: gone.append("small")), ledger.open(lambda: gone.append("large"))
+    small.more("unread", 20)
+    small.more("unread", 20)
+    large.hold("slot", 50)
+    large.hold("slot", 60)
+    assert (ledger.total, gone) == (100, [])
+    small.hold("answer", 1)
+    assert (ledger.total, gone) == (41, ["large"])
+    large.hold("slot", 999)  # it is not here any more
+    small.hold("unread", 0)
+    assert (ledger.total, gone) == (1, ["large"])
+    small.close()
+    assert ledger.total == 0
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["whole", "all but a byte"])
+def test_many_large_messages_do_not_fill_the_memory(web: Web, missing: bool) -> None:
+    side = 512
+    message = frame(bytes(side * side * 3), side, side)
+    whole = struct.pack(">BBQI", 0x82, 0xFF, len(message), 0) + message
+    payload = whole[:-1] if missing else whole * 5
+    process, hello = psutil.Process(), upgrade(web, web.host, f"http://{web.host}")
+
+    def send(raw: socket.socket) -> None:
+        with suppress(OSError):  # cut, or not read from any more
+            raw.sendall(payload)
+
+    with web.socket() as first:
+        first.send(message)  # the engine's own memory for this size
+        picture(first.recv(30))
+    with ExitStack() as stack, web.socket() as good:
+        start = process.memory_info().rss
+        lines = []
+        for _ in range(62):
+            raw = stack.enter_context(socket.create_connection(("127.0.0.1", web.port), 3))
+            raw.sendall(hello)
+            while b"models" not in raw.recv(1 << 16):
+                pass
+            lines.append(threading.Thread(target=send, args=(raw,)))
+        for line in lines:
+            line.start()
+        most = 0
+        while any(line.is_alive() for line in lines):
+            good.send(frame(DRAWING))
+            picture(good.recv(30))
+            most = max(most, process.memory_info().rss - start)
+        assert most < 64 << 20
+
+
+def test_a_client_that_takes_no_answer_is_cut(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SEND_SECONDS", 0.3)
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.settimeout(10)
+        raw.connect(("127.0.0.1", web.port))
+        raw.sendall(upgrade(web, web.host, f"http://{web.host}"))
+        drawing = frame(b"\xff\xff\0\0\0" * 4 + b"\4\0\0\0\0", 512, 512, form=protocol.RUNS)
+        with pytest.raises((ConnectionError, BrokenPipeError)):
+            while True:
+                raw.sendall(struct.pack(">BBI", 0x82, 0x80 | len(drawing), 0) + drawing)
+                time.sleep(0.05)
 
 
 def hostile(rng: np.random.Generator) -> bytes | str:
@@ -626,6 +839,16 @@ def test_a_missing_library_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> No
 def test_wrong_arguments(arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         server.serve(**arguments)
+
+
+def test_a_model_whose_padded_pictures_exceed_the_cap_is_refused(tmp_path: Path) -> None:
+    made = tiny_model()
+    multiple = 2**made.architecture.depth
+    card = {"name": "odd", "size": [multiple + 1, multiple]}
+    model.save(model.Model(made.architecture, made.tensors, card), tmp_path / "odd.safetensors")
+    for cap in (multiple * (multiple + 1), 2 * multiple**2 - 1):
+        with pytest.raises(ValueError, match=f"max_pixels: expected at least {2 * multiple**2} for odd"):
+            server.serve([tmp_path / "odd.safetensors"], port=0, max_pixels=cap)
 
 
 def test_a_model_of_five_channels_is_refused(tmp_path: Path) -> None:

@@ -29,13 +29,22 @@ _HEADERS = (
     (b"permissions-policy", b"camera=(self), microphone=(), geolocation=(), payment=()"),
     (b"cache-control", b"no-store"),
 )
-_REASONS = {400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed", 413: "Too Large"}
+_REASONS = {
+    400: "Bad Request",
+    403: "Forbidden",
+    405: "Method Not Allowed",
+    411: "Length Required",
+    413: "Too Large",
+}
 
 
 @dataclass(frozen=True)
 class Hosts:
     """The names that browsers may ask for: `own` with the port that is bound, `allowed` as given
-    (NAME for any port, NAME:PORT for that one; these may sit behind somebody's TLS)."""
+    (NAME for any port, NAME:PORT for that one; these may sit behind somebody's TLS).
+
+    Browsers leave a scheme's own port out, of Host and of Origin: 80 of http, 443 of https.
+    """
 
     port: int
     own: frozenset[str]
@@ -43,19 +52,23 @@ class Hosts:
 
     def knows(self, host: str) -> bool:
         """Whether a Host header names this server."""
-        match = _HOST.fullmatch(host)
-        if match is None:
-            return False
-        name, port = match[1], int(match[2] or 80)
-        return (name in self.own and port == self.port) or self._allows(host)
+        return self._has(host) or any(self._allows(host, port) for port in ("80", "443"))
 
     def is_own_origin(self, origin: str, host: str) -> bool:
         """Whether an Origin header is that of the page which `host` serves."""
-        return origin == f"http://{host}" or (origin == f"https://{host}" and self._allows(host))
+        if origin == f"http://{host}":
+            return self._has(host) or self._allows(host, "80")
+        return origin == f"https://{host}" and self._allows(host, "443")
 
-    def _allows(self, host: str) -> bool:
+    def _has(self, host: str) -> bool:
         match = _HOST.fullmatch(host)
-        return match is not None and (host in self.allowed or match[1] in self.allowed)
+        return match is not None and match[1] in self.own and int(match[2] or 80) == self.port
+
+    def _allows(self, host: str, usual: str) -> bool:
+        match = _HOST.fullmatch(host)
+        if match is None:
+            return False
+        return match[1] in self.allowed or f"{match[1]}:{match[2] or usual}" in self.allowed
 
 
 def hosts(bound: str, port: int, allow: Iterable[str]) -> Hosts:
@@ -116,6 +129,8 @@ class Guard:
             return 403, "Origin: only this server's own page may do that"
         if websocket:
             return None
+        if any(name == b"transfer-encoding" for name, _ in scope["headers"]):
+            return 411, "body: none is needed, and one in chunks has no length to check"
         length = _only(scope, b"content-length") or "0"
         if not length.isdigit() or len(length) > 12 or int(length) > MAX_BODY:
             return 413, f"body: at most {MAX_BODY} bytes"

@@ -14,11 +14,13 @@ inside the engine. Errors are text messages: {"error": "...", "number": N or nul
 
 from __future__ import annotations
 
+import re
 import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,9 @@ FORMS = ("RGB", "JPEG", "PNG", "RUNS")
 ANSWERS = FORMS[:3]
 RUN = np.dtype([("count", "<u2"), ("colour", "u1", 3)])
 MAX_SIDE = 1 << 14
+MAX_SCANS = 100  # of a JPEG file: each may pass over the whole picture; encoders make about ten
+MAX_PARTS = 1000  # segments of a JPEG file, chunks of a PNG file
+_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")  # restart marks cost nothing
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Frame:
     width: int
     height: int
     number: int
-    pixels: bytes = field(repr=False)
+    pixels: memoryview | bytes = field(repr=False)  # a part of the message, not a copy
     arrived: float = field(default_factory=time.perf_counter)
 
 
@@ -86,7 +91,7 @@ def parse(message: bytes, multiples: Sequence[int], max_pixels: int) -> Frame:
             f"{width} x {height}, padded to {wide} x {high} for this model; make it smaller",
             number,
         )
-    pixels = message[FRAME.size :]
+    pixels = memoryview(message)[FRAME.size :]
     if form == RGB and len(pixels) != width * height * 3:
         raise BadFrame(
             f"pixels: expected {width * height * 3} bytes for {width} x {height} RGB, "
@@ -104,7 +109,7 @@ def parse(message: bytes, multiples: Sequence[int], max_pixels: int) -> Frame:
 
 def decode(frame: Frame) -> np.ndarray:
     """The pixels (h, w, 3) uint8 of a frame. Raises BadFrame for anything but what its header
-    announces; a picture file's size is compared before it is decoded."""
+    announces; a picture file's size and the number of its parts are checked before it is decoded."""
     if frame.form == RGB:
         array = np.frombuffer(frame.pixels, np.uint8)
         return array.reshape(frame.height, frame.width, 3)
@@ -117,8 +122,9 @@ def decode(frame: Frame) -> np.ndarray:
         return np.stack(channels, axis=-1).reshape(frame.height, frame.width, 3)
     from PIL import Image
 
+    data = _bare(frame)
     try:
-        with Image.open(BytesIO(frame.pixels), formats=[FORMS[frame.form]]) as header:
+        with Image.open(BytesIO(data), formats=[FORMS[frame.form]]) as header:
             size = header.size
     except MemoryError:
         raise
@@ -134,10 +140,42 @@ def decode(frame: Frame) -> np.ndarray:
             frame.number,
         )
     try:
-        return np.asarray(images.open_picture(frame.pixels).convert("RGB"))
+        return np.asarray(images.open_picture(data).convert("RGB"))
     except ValueError as error:
         text = str(error).removeprefix("image: ")
         raise BadFrame(f"pixels: {text[:200]}", frame.number) from None
+
+
+def _bare(frame: Frame) -> bytes:
+    """A picture file without what may cost a decoder seconds or much memory beside its pixels.
+
+    A megabyte of empty parts takes seconds to walk, and a PNG file's texts and profiles may unpack to
+    64 MiB: of its chunks only the critical ones are kept. Raises BadFrame for too many parts.
+    """
+    data = bytes(frame.pixels)
+    if frame.form == JPEG:
+        if data.count(b"\xff\xda") > MAX_SCANS:
+            raise BadFrame(
+                f"pixels: expected a JPEG file of at most {MAX_SCANS} scans, got more; "
+                "save it as an ordinary one",
+                frame.number,
+            )
+        if len(list(islice(_SEGMENT.finditer(data), MAX_PARTS + 1))) <= MAX_PARTS:
+            return data
+    else:
+        kept, at = [data[:8]], 8  # the signature
+        for _ in range(MAX_PARTS):
+            end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+            if data[at + 4 : at + 5].isupper():
+                kept.append(data[at:end])
+            at = end
+            if at >= len(data):
+                return b"".join(kept)
+    raise BadFrame(
+        f"pixels: expected a {FORMS[frame.form]} file of at most {MAX_PARTS} parts, got more; "
+        "save it without its metadata",
+        frame.number,
+    )
 
 
 def encode(frame: Frame, picture: np.ndarray, engine_ms: float, dropped: int) -> bytes:

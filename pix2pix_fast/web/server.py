@@ -31,7 +31,8 @@ from ..engine import Engine
 from ..errors import BackendUnavailable
 from . import protocol
 from .guard import Guard, hosts
-from .turns import Client, Turns
+from .ledger import Account, Ledger
+from .turns import SEND_SECONDS, Client, Turns
 
 if TYPE_CHECKING:
     import uvicorn
@@ -44,10 +45,12 @@ log = logging.getLogger("pix2pix_fast")
 
 MAX_MESSAGE = 2 << 20  # bytes of one WebSocket message; beyond it the connection closes with 1009
 MAX_PIXELS = 1 << 20  # of one frame; 4 times as many would cost 300 MB while they last
+MAX_HELD = 24 << 20  # bytes of all clients that wait here; then who holds most must go
 MAX_CLIENTS = 64  # WebSockets at once
 MAX_CONNECTIONS = 256  # of any kind; the next one gets 503
 MAX_BAD = 8  # bad messages in a row, then the connection closes with 1008
 PAUSE = 0.025  # seconds until a client is heard again after each, so that others hardly notice
+HTTP_SECONDS = 10.0  # of a connection that is no WebSocket, its requests and answers included
 GOODBYE = 0.25  # seconds from telling a client to go until the connection is cut
 IDLE_SECONDS = 10.0  # after this silence a client's place may go to a newcomer, if all are taken
 DEFAULT_MODELS = ("facades_labels2photo.safetensors", "edges2photo.safetensors")
@@ -125,10 +128,12 @@ def serve(
         served = [one.served for one in opened]
         for one in served:
             height, width = one.about["height"], one.about["width"]
-            if height * width > max_pixels:
+            multiple = 2 ** one.engine.info["depth"]
+            least = (-(-height // multiple) * multiple) * (-(-width // multiple) * multiple)
+            if least > max_pixels:
                 raise ValueError(
-                    f"max_pixels: expected at least {height * width} for {one.about['name']}, "
-                    f"whose pictures are {width} x {height}; got {max_pixels}"
+                    f"max_pixels: expected at least {least} for {one.about['name']}, whose pictures "
+                    f"are {width} x {height}, padded to a multiple of {multiple}; got {max_pixels}"
                 )
         app = Guard(application(served, max_pixels), allowed, policy())
         server = make_server(app)
@@ -153,21 +158,69 @@ def check_libraries() -> None:
 def make_server(app: ASGIApp) -> uvicorn.Server:
     """A uvicorn server with our limits; `run(sockets=[...])` serves."""
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
     from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
     base: Any = AutoWebSocketsProtocol
 
-    class Curt(base):  # type: ignore[misc]
-        """uvicorn reads on at full speed, for 10 s, from a client that was told to go."""
+    class Brief(H11Protocol):
+        """uvicorn waits for ever for a request that never comes whole."""
 
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._end = self.loop.call_later(HTTP_SECONDS, transport.abort)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._end.cancel()
+            super().connection_lost(exc)
+
+        def handle_websocket_upgrade(self, event: Any) -> None:
+            self._end.cancel()
+            super().handle_websocket_upgrade(event)
+
+    ledger = Ledger(MAX_HELD)
+
+    class Curt(base):  # type: ignore[misc]
+        """A WebSocket that says what it makes the server hold, and ends when its conversation does.
+
+        uvicorn reads on at full speed, for 10 s, from a client that was told to go, and waits for
+        ever for one that does not take what was sent.
+        """
+
+        def __init__(self, *arguments: Any, app_state: dict[str, Any], **options: Any) -> None:
+            self.account = ledger.open(lambda: self.transport.abort())
+            app_state = {**app_state, "account": self.account}  # as `websocket.state` has it
+            super().__init__(*arguments, app_state=app_state, **options)
             self.close_timeout = GOODBYE
+
+        def data_received(self, data: bytes) -> None:
+            self.account.more("unread", len(data))
+            super().data_received(data)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.account.hold("unsent", self.transport.get_write_buffer_size())
+            self.stuck = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self.account.hold("unsent", 0)
+            self.stuck.cancel()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.account.close()
+            super().connection_lost(exc)
+            if parser := getattr(getattr(self, "conn", None), "parser", None):
+                parser.close()  # a cycle: its last message would wait for the garbage collector
 
         async def send(self, message: Any) -> None:
             await super().send(message)  # bytes where an older uvicorn's class speaks for itself
             if isinstance(message, dict) and message["type"] == "websocket.close":
                 self.transport.pause_reading()
+
+        async def run_asgi(self) -> None:
+            await super().run_asgi()
+            self.loop.call_later(GOODBYE, self.transport.abort)
 
     return uvicorn.Server(
         uvicorn.Config(
@@ -177,6 +230,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,
             lifespan="on",
+            http=Brief,
             ws=Curt,
             ws_max_size=MAX_MESSAGE,
             ws_max_queue=2,
@@ -268,7 +322,7 @@ def application(served: Sequence[Served], max_pixels: int = MAX_PIXELS) -> ASGIA
     samples = {name: data for one in served for name, data in one.samples.items()}
     turns = Turns(lambda frame, dropped: _translate(served[frame.model], frame, dropped))
     multiples = [2 ** one.engine.info["depth"] for one in served]
-    hall = Hall(turns, multiples, max_pixels, _hello(served, max_pixels))
+    hall = Hall(turns, multiples, max_pixels, _hello(served))
 
     async def index(request: Request) -> Response:
         return Response(page, media_type="text/html; charset=utf-8")
@@ -310,68 +364,84 @@ class Hall:
         self._multiples = multiples
         self._max_pixels = max_pixels
         self._hello = hello
-        self._clients: dict[Client, WebSocket] = {}
+        self._clients: set[Client] = set()
 
     async def talk(self, websocket: WebSocket) -> None:
         await websocket.accept()
-        if not await self._make_room():
+        if not self._make_room():  # no waiting from here until the newcomer is in
             await websocket.close(1013, "all places are taken; try again later")
             return
+        account: Account = websocket.state.account
 
         async def answer(message: bytes | str) -> None:
             key = "bytes" if isinstance(message, bytes) else "text"
-            await websocket.send({"type": "websocket.send", key: message})
+            mine = object()
+            account.hold(mine, len(message))
+            try:
+                await websocket.send({"type": "websocket.send", key: message})
+            finally:
+                account.hold(mine, 0)
 
         me = asyncio.current_task()
         assert me is not None
         client = Client(answer, me.cancel)
-        self._clients[client] = websocket
+        self._clients.add(client)
         try:
             await answer(self._hello)
-            await self._listen(client, websocket)
+            while await self._hear(client, websocket, account):
+                pass
+        except asyncio.CancelledError:  # somebody called its `leave`
+            with suppress(Exception):
+                await asyncio.wait_for(websocket.close(1013, "idle; its place was needed"), 1)
+            raise
         except Exception as error:  # it left in the middle of something
             log.debug("web: a client left: %r", error)
         finally:
             self._turns.remove(client)
-            self._clients.pop(client, None)
+            self._clients.discard(client)
 
-    async def _listen(self, client: Client, websocket: WebSocket) -> None:
-        while True:
-            if client.bad >= MAX_BAD:
-                await websocket.close(1008, f"{client.bad} bad messages in a row")
-                return
-            if client.bad:
-                await asyncio.sleep(PAUSE)
-            message = await websocket.receive()
-            if message["type"] != "websocket.receive":
-                return
-            client.touched = time.monotonic()
-            try:
-                data = message.get("bytes")
-                if data is None:
-                    raise protocol.BadFrame("message: expected a binary frame, got text")
-                self._turns.put(client, protocol.parse(data, self._multiples, self._max_pixels))
-            except protocol.BadFrame as error:
-                client.bad += 1
-                text = _error(str(error), error.number)
-                await asyncio.wait_for(client.answer(text), 20)
+    async def _hear(self, client: Client, websocket: WebSocket, account: Account) -> bool:
+        """One message; whether another one may follow."""
+        if client.bad >= MAX_BAD:
+            await websocket.close(1008, f"{client.bad} bad messages in a row")
+            return False
+        if client.bad:
+            await asyncio.sleep(PAUSE)
+        message = await websocket.receive()
+        if message["type"] != "websocket.receive":
+            return False
+        client.touched = time.monotonic()
+        account.hold("unread", 0)
+        data = message.get("bytes")
+        size = len(message["text"] if data is None else data)
+        try:
+            if data is None:
+                raise protocol.BadFrame("message: expected a binary frame, got text")
+            self._turns.put(client, protocol.parse(data, self._multiples, self._max_pixels))
+            account.hold("frame", size)  # in the slot, and websockets keeps the last message too
+            account.hold("bad", 0)
+        except protocol.BadFrame as error:
+            client.bad += 1
+            account.hold("bad", size)
+            text = _error(str(error), error.number)
+            await asyncio.wait_for(client.answer(text), SEND_SECONDS)
+        return True
 
-    async def _make_room(self) -> bool:
+    def _make_room(self) -> bool:
         """Whether a newcomer fits; the longest silent client makes room for him."""
         if len(self._clients) < MAX_CLIENTS:
             return True
         client = min(self._clients, key=lambda client: client.touched)
         if time.monotonic() - client.touched < IDLE_SECONDS:
             return False
-        websocket = self._clients.pop(client)
+        self._clients.remove(client)
         self._turns.remove(client)
-        with suppress(Exception):
-            await asyncio.wait_for(websocket.close(1013, "idle; its place was needed"), 1)
+        client.leave()
         return True
 
 
-def _hello(served: Sequence[Served], max_pixels: int) -> str:
-    limits = {"message": MAX_MESSAGE, "pixels": max_pixels}
+def _hello(served: Sequence[Served]) -> str:
+    limits = {"message": MAX_MESSAGE}  # of pixels the page sends as many as its model has
     return json.dumps({"models": [one.about for one in served], "limits": limits})
 
 
