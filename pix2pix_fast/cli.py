@@ -411,9 +411,7 @@ def export(model: str, target: str, overwrite: bool, **options: Any) -> None:
 
 @main.command("build-trt")
 @_model_argument
-@click.argument(
-    "target", metavar="[OUT.engine]", required=False, type=click.Path(dir_okay=False)
-)
+@click.argument("target", metavar="[OUT.engine]", required=False, type=click.Path(dir_okay=False))
 @click.option(
     "--precision", type=click.Choice(["f32", "f16", "bf16"]), default="f32", show_default=True
 )

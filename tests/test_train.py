@@ -675,7 +675,7 @@ def test_the_benchmark_waits_for_the_device_and_leaves_plain_adam_alone(monkeypa
 RANK = """
 import json, sys, torch
 from pix2pix_fast.train import distributed, recipes
-from pix2pix_fast.train.train import Trainer
+from pix2pix_fast.train.trainer import Trainer
 torch.set_num_threads(1)
 distributed.start("cpu")
 trainer = Trainer(json.loads(sys.argv[1]))

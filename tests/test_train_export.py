@@ -14,7 +14,7 @@ from pix2pix_fast.train import colour, export, junyanz, recipes, state
 from pix2pix_fast.train.cli import colorize
 from pix2pix_fast.train.cli import export as export_command
 from pix2pix_fast.train.networks import NORMS, ResNet, UNet, image_twin, init_weights
-from pix2pix_fast.train.train import Trainer
+from pix2pix_fast.train.trainer import Trainer
 
 from pix2pix_fast import Engine, ModelFormatError
 from pix2pix_fast import model as model_file

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 from pix2pix_fast.train import junyanz, recipes
 from pix2pix_fast.train.networks import PatchGAN, ResNet, UNet, init_weights
-from pix2pix_fast.train.train import Trainer, TrainingStopped
+from pix2pix_fast.train.trainer import Trainer, TrainingStopped
 from torch import nn
 
 

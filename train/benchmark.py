@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from pix2pix_fast.train import recipes
-from pix2pix_fast.train.train import Trainer
+from pix2pix_fast.train.trainer import Trainer
 
 PLAIN = {"precision": "f32", "channels_last": False, "compile": False}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -38,9 +38,7 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 @click.option("--resume", is_flag=True, help="Go on from RUN/last.pt.")
 @click.option("--changed-data", is_flag=True, help="With --resume: DATA may have changed since.")
 @click.option("--smoke", is_flag=True, help="A tiny network and a few steps: does it run?")
-@click.option(
-    "--max-steps", type=click.IntRange(1), help="Stop and save after so many steps."
-)
+@click.option("--max-steps", type=click.IntRange(1), help="Stop and save after so many steps.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -64,8 +62,8 @@ def train(
     """
     import torch
     from pix2pix_fast.train.state import StateError
-    from pix2pix_fast.train.train import TrainingStopped
     from pix2pix_fast.train.train import train as run_training
+    from pix2pix_fast.train.trainer import TrainingStopped
 
     if changed_data and not resume:
         raise click.UsageError("--changed-data belongs to --resume")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pix2pix_fast.train import junyanz, networks, state
 from pix2pix_fast.train.networks import UNet
-from pix2pix_fast.train.train import Trainer
+from pix2pix_fast.train.trainer import Trainer
 from torch import nn
 
 from pix2pix_fast.errors import P2PError
