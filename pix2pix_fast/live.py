@@ -27,20 +27,10 @@ import numpy as np
 
 from . import images
 from .errors import VideoError
-from .video import (
-    ENCODERS,
-    Converter,
-    Output,
-    Pipe,
-    Plan,
-    Stopped,
-    check_channels,
-    check_target,
-    open_clip,
-    pick_video,
-    pyav,
-    said,
-)
+from .video import Pipe, Stopped, check_channels
+from .video_frames import Converter, pyav, said
+from .video_in import open_clip, pick_video
+from .video_out import ENCODERS, Output, Plan, check_target
 
 if TYPE_CHECKING:
     from .engine import Engine

@@ -27,7 +27,8 @@ from pix2pix_fast.errors import VideoError
 
 av: Any = pytest.importorskip("av")
 
-from pix2pix_fast.video import BT601, BT709, FULL, LIMITED, translate_video  # noqa: E402
+from pix2pix_fast.video import translate_video  # noqa: E402
+from pix2pix_fast.video_frames import BT601, BT709, FULL, LIMITED  # noqa: E402
 
 MS = Fraction(1, 1000)
 

@@ -1,0 +1,192 @@
+"""A film as it is written: NAME.part, in fragments, which gets its name when it is complete."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import VideoError
+from .video_frames import BT709, LIMITED, Converter, pyav, said
+
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+ENCODERS = {"h264": "libx264", "hevc": "libx265"}
+# "quick" is ours: the encoder works beside the engine, on the same cores. docs/video.md has its cost.
+PRESETS = (
+    "quick", "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"
+)  # fmt: skip
+QUICK = {
+    "libx264": {"preset": "superfast", "x264-params": "cabac=0:partitions=none:weightp=0"},
+    "libx265": {"preset": "superfast"},
+}
+
+
+class Plan(NamedTuple):
+    """What the reader knows once the first frame is there."""
+
+    height: int  # upright
+    width: int
+    time_base: Fraction
+    rate: Fraction
+    aspect: Fraction | None
+    primaries: int
+    transfer: int
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuse, before any work, a result that could not be written."""
+    if target.suffix.lower() not in CONTAINERS:
+        raise ValueError(
+            f"{target}: expected a name that ends in {' '.join(CONTAINERS)}, such as "
+            f"{target.stem or 'out'}.mp4"
+        )
+    if target.is_dir():
+        raise VideoError(f"{target} is a folder; expected the name of a video file")
+    if target.exists() and not overwrite:
+        raise FileExistsError(17, "File exists (overwrite replaces it)", str(target))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(2, "No such folder; make it first", str(target.parent))
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(13, "Permission denied", str(target.parent))
+
+
+class Output:
+    """NAME.part, which becomes NAME by finish() and nothing by abandon()."""
+
+    def __init__(
+        self,
+        target: Path,
+        height: int,
+        width: int,
+        *,
+        encoder: tuple[str, int, str],
+        plan: Plan,
+        audio: list[Any] | None = None,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._target, self._part = target, target.with_name(target.name + ".part")
+        self._shape = (height, width)
+        self._even = (height + height % 2, width + width % 2)
+        if self._even != self._shape:
+            warn(
+                f"{width}x{height} became {self._even[1]}x{self._even[0]}: "
+                "H.264 needs even sizes, the last row or column is repeated"
+            )
+        self._plan, self._convert = plan, Converter()
+        self._audio: dict[int, Any] = {}
+        try:
+            self._open(encoder, audio or [], warn)
+        except ValueError as error:
+            if not self._audio:
+                self.abandon()
+                raise VideoError(f"{target} cannot be written: {said(error)}") from error
+            self.abandon()
+            names = ", ".join(sorted({s.codec_context.name for s in audio or []}))
+            warn(f"audio left out: {self._kind()} does not take {names}")
+            self._open(encoder, [], warn)
+        except BaseException as error:
+            self.abandon()
+            if isinstance(error, VideoError) or not isinstance(error, Exception):
+                raise
+            raise VideoError(f"{target} cannot be written: {said(error)}") from error
+
+    def _kind(self) -> str:
+        return CONTAINERS[self._target.suffix.lower()]
+
+    def _open(
+        self, encoder: tuple[str, int, str], audio: list[Any], warn: Callable[[str], None]
+    ) -> None:
+        av, plan, (codec, quality, preset) = pyav(), self._plan, encoder
+        options = {"flush_packets": "1"}
+        if self._kind() != "matroska":
+            # Half-second fragments; the header waits for the first, so that it can hold edit lists.
+            options |= {
+                "movflags": "delay_moov+default_base_moof",
+                "frag_duration": "500000",
+            }
+        else:
+            options |= {"cluster_time_limit": "500"}
+        self._container = av.open(f"file:{self._part}", "w", format=self._kind(), options=options)
+        try:
+            stream = self._container.add_stream(
+                codec, rate=plan.rate.limit_denominator(100_000), time_base=plan.time_base
+            )
+        except av.codec.codec.UnknownCodecError as error:
+            raise VideoError(f"this PyAV has no encoder {codec}") from error
+        stream.height, stream.width = self._even
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.time_base = plan.time_base
+        context.max_b_frames = 0  # decoding order is showing order: times need no shift
+        context.gop_size = max(1, min(250, round(2 * plan.rate)))
+        context.colorspace, context.color_range = BT709, LIMITED
+        context.color_primaries, context.color_trc = plan.primaries, plan.transfer
+        if plan.aspect and plan.aspect > 0:
+            context.sample_aspect_ratio = plan.aspect
+        context.thread_count = 1 if self._even[0] * self._even[1] < 600_000 else 0
+        chosen = QUICK[codec] if preset == "quick" else {"preset": preset}
+        stream.options = {"crf": str(quality), **chosen}
+        self._stream = stream
+        self._audio = {}
+        for source in audio:
+            name = source.codec_context.name if source.codec_context else "unknown"
+            try:
+                self._audio[source.index] = self._container.add_stream_from_template(source)
+            except (ValueError, av.FFmpegError):
+                warn(f"audio left out: {self._kind()} does not take {name}")
+        self._container.start_encoding()
+
+    def picture(self, pts: int, result: np.ndarray, source: np.ndarray | None = None) -> None:
+        """Encode one frame; `source` stands at its left."""
+        h, w = self._shape
+        if source is not None:
+            right = self._convert.resized(result, h, w - source.shape[1])
+            result = np.concatenate([source, right], axis=1)
+        if self._even != self._shape:
+            if result.shape[:2] != self._shape:
+                result = self._convert.resized(result, h, w)
+            edges = [(0, self._even[0] - h), (0, self._even[1] - w), (0, 0)][: result.ndim]
+            result = np.pad(result, edges, "edge")
+        frame = self._convert.yuv(result, *self._even)
+        frame.pts, frame.time_base = pts, self._plan.time_base
+        frame.pict_type = 0
+        self._mux(self._stream.encode(frame))
+
+    def sound(self, index: int, packet: Any) -> None:
+        if index in self._audio:
+            packet.stream = self._audio[index]
+            self._mux(packet)
+
+    def flush(self) -> None:
+        self._mux(self._stream.encode(None))
+
+    def _mux(self, packets: Any) -> None:
+        try:
+            self._container.mux(packets)
+        except pyav().FFmpegError as error:
+            raise VideoError(f"{self._part} cannot be written: {said(error)}") from error
+
+    def finish(self) -> None:
+        """Close, and give the file its name."""
+        try:
+            self._container.close()
+            with self._part.open("rb") as file:
+                os.fsync(file.fileno())
+            self._part.replace(self._target)
+        except BaseException as error:
+            self.abandon()
+            if isinstance(error, pyav().FFmpegError):
+                raise VideoError(f"{self._target} cannot be written: {said(error)}") from error
+            raise
+
+    def abandon(self) -> None:
+        container = getattr(self, "_container", None)
+        if container is not None:
+            with suppress(Exception):
+                container.close()
+        self._part.unlink(missing_ok=True)
