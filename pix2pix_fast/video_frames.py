@@ -90,17 +90,20 @@ class Converter:
     def _from_yuv(self, frame: Any, channels: int, h: int, w: int) -> np.ndarray:
         matrix, full = colours(frame)
         if frame.format.name not in PLANAR or (frame.height, frame.width) != (h, w):
-            frame = self._scale(  # another size and subsampling: values keep matrix and range
+            # Another size and subsampling; values keep matrix and range. libswscale takes yuvj for
+            # full range whatever it is told, so both sides are told what is true.
+            levels = FULL if full else LIMITED
+            frame = self._scale(
                 frame,
-                (frame.format.name, frame.height, frame.width, h, w),
+                (frame.format.name, frame.height, frame.width, h, w, full),
                 width=w,
                 height=h,
                 format="yuv444p",
                 interpolation=self._flags,
                 src_colorspace=BT709,
                 dst_colorspace=BT709,
-                src_color_range=LIMITED,
-                dst_color_range=LIMITED,
+                src_color_range=levels,
+                dst_color_range=levels,
             )
         array = np.empty((h, w, 3)[: 2 if channels == 1 else 3], np.uint8)
         planes = frame.planes

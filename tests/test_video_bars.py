@@ -188,11 +188,14 @@ def test_colour_bars(matrix: str, full: bool, fit: Any, tmp_path: Path) -> None:
         assert np.abs(inside - colour).max() <= 2, (index, colour, inside[0, 0])
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
 @pytest.mark.parametrize("size", [(48, 64), (32, 40)])
-def test_colours_stay_where_sizes_change(size: tuple[int, int], tmp_path: Path) -> None:
+def test_colours_stay_where_sizes_change(
+    size: tuple[int, int], full: bool, tmp_path: Path
+) -> None:
     """Through a model of another size, there and back."""
-    tags = (BT601, LIMITED)
-    frame = bars_frame(MATRICES["601"], False)
+    tags = (BT601, FULL if full else LIMITED)
+    frame = bars_frame(MATRICES["601"], full)
     frame.colorspace, frame.color_range = tags
     source = write(tmp_path / "in.mp4", [frame], [0], options=EXACT, tags=tags)
     translate_video(Identity(size), source, tmp_path / "out.mp4", quality=0)  # type: ignore[arg-type]
