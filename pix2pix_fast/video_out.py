@@ -53,10 +53,64 @@ def check_target(target: Path, overwrite: bool) -> None:
         raise FileNotFoundError(2, "No such folder; make it first", str(target.parent))
     if not os.access(target.parent, os.W_OK):
         raise PermissionError(13, "Permission denied", str(target.parent))
+    if os.path.lexists(part := part_of(target)):
+        raise _part_is_there(part)
+
+
+def part_of(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
+
+
+def _part_is_there(part: Path) -> FileExistsError:
+    return FileExistsError(
+        17,
+        "File exists: a run that is still going, or what one that was cut off has left; "
+        "end that run, or rename or remove the file",
+        str(part),
+    )
+
+
+class _PartFile:
+    """A new file, never somebody else's, that FFmpeg writes through.
+
+    FFmpeg forgets that its last writes failed, so nothing fails here: `error` keeps the first."""
+
+    def __init__(self, path: Path) -> None:
+        self.error: OSError | None = None
+        try:
+            self._raw = path.open("xb", buffering=0)  # "x" follows no link either
+        except FileExistsError:
+            raise _part_is_there(path) from None
+
+    def write(self, data: bytes) -> int:
+        rest = memoryview(data)
+        try:
+            while rest and self.error is None:
+                rest = rest[self._raw.write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def close(self, *, sync: bool = False) -> None:
+        try:
+            if sync and self.error is None:
+                os.fsync(self._raw.fileno())
+            self._raw.close()
+        except OSError as error:
+            self.error = self.error or error
 
 
 class Output:
     """NAME.part, which becomes NAME by finish() and nothing by abandon()."""
+
+    _container: Any = None
+    _file: _PartFile | None = None
 
     def __init__(
         self,
@@ -69,7 +123,7 @@ class Output:
         audio: list[Any] | None = None,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._target, self._part = target, target.with_name(target.name + ".part")
+        self._target, self._part = target, part_of(target)
         self._shape = (height, width)
         self._even = (height + height % 2, width + width % 2)
         if self._even != self._shape:
@@ -91,7 +145,7 @@ class Output:
             self._open(encoder, [], warn)
         except BaseException as error:
             self.abandon()
-            if isinstance(error, VideoError) or not isinstance(error, Exception):
+            if isinstance(error, (VideoError, FileExistsError)) or not isinstance(error, Exception):
                 raise
             raise VideoError(f"{target} cannot be written: {said(error)}") from error
 
@@ -111,7 +165,8 @@ class Output:
             }
         else:
             options |= {"cluster_time_limit": "500"}
-        self._container = av.open(f"file:{self._part}", "w", format=self._kind(), options=options)
+        self._file = _PartFile(self._part)
+        self._container = av.open(self._file, "w", format=self._kind(), options=options)
         try:
             stream = self._container.add_stream(
                 codec, rate=plan.rate.limit_denominator(100_000), time_base=plan.time_base
@@ -170,13 +225,19 @@ class Output:
             self._container.mux(packets)
         except pyav().FFmpegError as error:
             raise VideoError(f"{self._part} cannot be written: {said(error)}") from error
+        self._check_disk()
+
+    def _check_disk(self) -> None:
+        if self._file is not None and (error := self._file.error) is not None:
+            raise VideoError(f"{self._part} cannot be written: {said(error)}") from error
 
     def finish(self) -> None:
         """Close, and give the file its name."""
         try:
             self._container.close()
-            with self._part.open("rb") as file:
-                os.fsync(file.fileno())
+            if self._file is not None:
+                self._file.close(sync=True)
+            self._check_disk()
             self._part.replace(self._target)
         except BaseException as error:
             self.abandon()
@@ -185,8 +246,10 @@ class Output:
             raise
 
     def abandon(self) -> None:
-        container = getattr(self, "_container", None)
-        if container is not None:
+        if self._container is not None:
             with suppress(Exception):
-                container.close()
-        self._part.unlink(missing_ok=True)
+                self._container.close()
+        if self._file is not None:  # else the file of that name is not ours
+            self._file.close()
+            self._file = None
+            self._part.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -188,6 +189,56 @@ def test_what_is_no_video_is_refused(engine: Engine, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["good.mp4", "text.mp4"]
     with pytest.raises(ValueError, match="similar"):
         translate_video(engine, good, tmp_path / "o.mp4", similar=-1)
+
+
+def test_a_part_that_is_there_is_left_alone(engine: Engine, tmp_path: Path) -> None:
+    """It may be the source, another run's, or all that is left of a recording."""
+    source = clip(tmp_path / "in.mp4", EVEN)
+    part, target = tmp_path / "out.mp4.part", tmp_path / "out.mp4"
+    source.rename(part)
+    before = part.read_bytes()
+    for begin in (part, clip(source, EVEN[:3])):
+        with pytest.raises(FileExistsError, match="still going.*rename or remove") as caught:
+            translate_video(engine, begin, target, overwrite=True)
+        assert caught.value.filename == str(part) and part.read_bytes() == before
+    part.unlink()
+    part.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError):
+        translate_video(engine, source, target)
+    part.unlink()
+
+    def late(*_: object) -> None:  # after the arguments were checked, another run makes it
+        if not taken.exists():
+            taken.write_bytes(b"mine")
+
+    taken = tmp_path / "b.mp4.part"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pix2pix_fast.video.check_target", late)
+        with pytest.raises(FileExistsError, match="still going"):
+            translate_video(engine, source, tmp_path / "b.mp4")
+    assert taken.read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.mp4.part", "in.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit for the size of files")
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_a_full_disk_is_no_success(engine: Engine, tmp_path: Path, name: str) -> None:
+    """Wherever it fills up: also in what FFmpeg writes last."""
+    import resource
+
+    source, target = clip(tmp_path / "in.mkv", EVEN, sound="aac"), tmp_path / name
+    translate_video(engine, source, target)
+    size = target.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for missing in (size // 2, 2500, 1500, 600, 1):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size - missing, hard))
+            with pytest.raises(VideoError, match=f"{name}.part cannot be written: File too large"):
+                translate_video(engine, source, target, overwrite=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert target.stat().st_size == size  # the old one
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv", name]
 
 
 def test_the_command(tmp_path: Path) -> None:

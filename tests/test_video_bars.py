@@ -325,7 +325,10 @@ def test_killed_at_any_moment_the_name_is_absent_or_whole(tmp_path: Path) -> Non
         ends = list(pool.map(killed, range(20)))
     assert sum(there for there, _ in ends) < 20
     assert any(10 < seen < FRAMES for _, seen in ends)
-    # the next run is not disturbed by what was left
+    # the next run says what to do with what was left
+    with pytest.raises(FileExistsError, match="out1.mkv.part"):
+        translate_video(Identity((32, 32)), source, tmp_path / "out1.mkv", overwrite=True)  # type: ignore[arg-type]
+    (tmp_path / "out1.mkv.part").unlink()
     translate_video(Identity((32, 32)), source, tmp_path / "out1.mkv", overwrite=True)  # type: ignore[arg-type]
     assert len(decoded(tmp_path / "out1.mkv")) == FRAMES
     assert not (tmp_path / "out1.mkv.part").exists()
