@@ -319,8 +319,7 @@ class _Run:
     def _writing(self, output: Output) -> None:
         while (item := self._write.get()) is not None:
             if isinstance(item, Audio):
-                output.sound(item.stream, item.packet)
-                self._report.audio_packets += 1
+                self._report.audio_packets += output.sound(item.stream, item.packet)
             else:
                 output.picture(*item)
         output.flush()

@@ -106,6 +106,31 @@ class _PartFile:
             self.error = self.error or error
 
 
+class _Track:
+    """A track of sound whose packets are copied."""
+
+    stream: Any = None  # of the result
+    _filter: Any = None
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self.name = source.codec_context.name if source.codec_context else "unknown sound"
+
+    def copied(self, packet: Any, *, adts: bool) -> list[Any]:
+        """The packet as the container wants it. AAC from MPEG-TS has a header in every packet (ADTS),
+        which fragmented MP4 does not take; Matroska's writer strips it by itself."""
+        made, base = [packet], packet.time_base
+        if not adts and self.name == "aac" and bytes(packet)[:1] == b"\xff":
+            if self._filter is None:
+                self._filter = pyav().bitstream.BitStreamFilterContext(
+                    "aac_adtstoasc", self._source
+                )
+            made = self._filter.filter(packet)
+        for one in made:
+            one.stream, one.time_base = self.stream, base
+        return made
+
+
 class Output:
     """NAME.part, which becomes NAME by finish() and nothing by abandon()."""
 
@@ -131,18 +156,18 @@ class Output:
                 f"{width}x{height} became {self._even[1]}x{self._even[0]}: "
                 "H.264 needs even sizes, the last row or column is repeated"
             )
-        self._plan, self._convert = plan, Converter()
-        self._audio: dict[int, Any] = {}
+        self._plan, self._convert, self._warn = plan, Converter(), warn
+        self._tracks: dict[int, _Track] = {}
+        self._refused = False  # what FFmpeg wrote at the last picture
         try:
-            self._open(encoder, audio or [], warn)
+            self._open(encoder, audio or [])
         except ValueError as error:
-            if not self._audio:
+            if not self._tracks:
                 self.abandon()
                 raise VideoError(f"{target} cannot be written: {said(error)}") from error
             self.abandon()
-            names = ", ".join(sorted({s.codec_context.name for s in audio or []}))
-            warn(f"audio left out: {self._kind()} does not take {names}")
-            self._open(encoder, [], warn)
+            warn(f"sound left out: {self._kind()} does not take {self._sounds()}")
+            self._open(encoder, [])
         except BaseException as error:
             self.abandon()
             if isinstance(error, (VideoError, FileExistsError)) or not isinstance(error, Exception):
@@ -152,9 +177,10 @@ class Output:
     def _kind(self) -> str:
         return CONTAINERS[self._target.suffix.lower()]
 
-    def _open(
-        self, encoder: tuple[str, int, str], audio: list[Any], warn: Callable[[str], None]
-    ) -> None:
+    def _sounds(self) -> str:
+        return ", ".join(sorted({track.name for track in self._tracks.values()}))
+
+    def _open(self, encoder: tuple[str, int, str], audio: list[Any]) -> None:
         av, plan, (codec, quality, preset) = pyav(), self._plan, encoder
         options = {"flush_packets": "1"}
         if self._kind() != "matroska":
@@ -187,13 +213,15 @@ class Output:
         chosen = QUICK[codec] if preset == "quick" else {"preset": preset}
         stream.options = {"crf": str(quality), **chosen}
         self._stream = stream
-        self._audio = {}
+        self._tracks = {}
         for source in audio:
-            name = source.codec_context.name if source.codec_context else "unknown"
+            track = _Track(source)
             try:
-                self._audio[source.index] = self._container.add_stream_from_template(source)
+                track.stream = self._container.add_stream_from_template(source)
             except (ValueError, av.FFmpegError):
-                warn(f"audio left out: {self._kind()} does not take {name}")
+                self._warn(f"sound left out: {self._kind()} does not take {track.name}")
+            else:
+                self._tracks[source.index] = track
         self._container.start_encoding()
 
     def picture(self, pts: int, result: np.ndarray, source: np.ndarray | None = None) -> None:
@@ -212,19 +240,40 @@ class Output:
         frame.pict_type = 0
         self._mux(self._stream.encode(frame))
 
-    def sound(self, index: int, packet: Any) -> None:
-        if index in self._audio:
-            packet.stream = self._audio[index]
-            self._mux(packet)
+    def sound(self, index: int, packet: Any) -> bool:
+        """Copy one packet; False where it is left out."""
+        track = self._tracks.get(index)
+        if track is None:
+            return False
+        try:
+            self._container.mux(track.copied(packet, adts=self._kind() == "matroska"))
+        except (pyav().FFmpegError, ValueError) as error:
+            self._check_disk()
+            self._warn(self._left_out(track.name, error))
+            return False
+        self._check_disk()
+        return True
+
+    def _left_out(self, name: str, error: BaseException) -> str:
+        return f"some sound left out: {name} that {self._kind()} does not take ({said(error)})"
 
     def flush(self) -> None:
         self._mux(self._stream.encode(None))
 
-    def _mux(self, packets: Any) -> None:
-        try:
-            self._container.mux(packets)
-        except pyav().FFmpegError as error:
-            raise VideoError(f"{self._part} cannot be written: {said(error)}") from error
+    def _mux(self, packets: list[Any]) -> None:
+        for packet in packets:
+            try:
+                self._container.mux(packet)
+            except pyav().FFmpegError as error:
+                self._check_disk()
+                # FFmpeg queues what it is given and writes what is due, which may be sound that it
+                # complains of only now. Of pictures it would complain at every one.
+                if self._refused or not self._tracks:
+                    raise VideoError(f"{self._part} cannot be written: {said(error)}") from error
+                self._refused = True
+                self._warn(self._left_out(self._sounds(), error))
+            else:
+                self._refused = False
         self._check_disk()
 
     def _check_disk(self) -> None:

@@ -21,6 +21,7 @@ from pix2pix_fast.errors import VideoError
 av: Any = pytest.importorskip("av")
 
 from pix2pix_fast.video import translate_video  # noqa: E402
+from pix2pix_fast.video_out import Output, Plan  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,49 @@ def test_sound_is_copied_packet_by_packet(engine: Engine, tmp_path: Path, codec:
             return [bytes(p) for p in container.demux(audio=0) if p.size]
 
     assert packets(source) == packets(target) and report.audio_packets == len(packets(source)) > 0
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".m4v", ".mkv"])
+def test_sound_of_a_transport_stream(engine: Engine, tmp_path: Path, suffix: str) -> None:
+    """AAC has a header in each packet there, which MP4 must not get; the sound is the same."""
+    source, target = clip(tmp_path / "in.ts", EVEN, sound="aac"), tmp_path / f"out{suffix}"
+    report = translate_video(engine, source, target)
+    assert (report.frames, report.warnings) == (len(EVEN), [])
+
+    def sound(path: Path) -> bytes:
+        with av.open(str(path)) as container:
+            return b"".join(frame.to_ndarray().tobytes() for frame in container.decode(audio=0))
+
+    assert sound(source) == sound(target) and report.audio_packets > 15
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_that_cannot_be_written_is_left_out_and_named(tmp_path: Path, suffix: str) -> None:
+    """One packet whose time lies before the last: the film and the other packets go on."""
+    source = clip(tmp_path / "in.mkv", EVEN, sound="libmp3lame")
+    warnings: list[str] = []
+    with av.open(str(source)) as container:
+        output = Output(
+            tmp_path / f"out{suffix}",
+            64,
+            96,
+            encoder=("libx264", 20, "quick"),
+            plan=Plan(64, 96, Fraction(1, 1000), Fraction(25), None, 1, 1),
+            audio=list(container.streams.audio),
+            warn=warnings.append,
+        )
+        kept = []
+        for index, packet in enumerate(p for p in container.demux(audio=0) if p.size):
+            if index == 5:
+                packet.pts = packet.dts = packet.dts - 100
+            kept.append(output.sound(packet.stream_index, packet))
+        for index, at in enumerate(EVEN):
+            output.picture(at, picture(index))
+        output.flush()
+        output.finish()
+    assert kept == [index != 5 for index in range(len(kept))] and len(kept) > 10
+    assert len(warnings) == 1 and "some sound left out: mp3" in warnings[0], warnings
+    assert len(times_of(tmp_path / f"out{suffix}")) == len(EVEN)
 
 
 def test_a_part_of_a_film(engine: Engine, tmp_path: Path) -> None:
