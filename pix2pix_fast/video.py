@@ -298,7 +298,7 @@ class _Run:
             if result is None:
                 self._write.put(item)
                 return
-            self._write.put((item.pts, result(), item.source))
+            self._write.put((item.pts, result(), item.source, item.duration))
             self._report.frames += 1
             if progress is not None:
                 self._report.seconds = time.perf_counter() - began

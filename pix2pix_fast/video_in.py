@@ -13,7 +13,7 @@ import numpy as np
 from . import images
 from .errors import VideoError
 from .video_frames import Converter, pyav, said
-from .video_out import Plan
+from .video_out import Plan, tags
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -38,6 +38,7 @@ class Frame(NamedTuple):
     pts: int
     model: np.ndarray  # (h, w[, 3]) uint8, what the engine gets
     source: np.ndarray | None  # (H, W, 3) uint8, upright, for side by side
+    duration: int  # 0: unknown
 
 
 class Audio(NamedTuple):
@@ -127,9 +128,10 @@ class Reader:
         if transfer in (16, 18):
             self._report.warn("the source is HDR; its transfer curve is copied, not converted")
         rate = self._video.average_rate or self._video.guessed_rate or Fraction(25)
-        known = [1 if value in (0, 2, 3) else value for value in (primaries, transfer)]
+        primaries, transfer = [1 if tag in (0, 2, 3) else tag for tag in (primaries, transfer)]
         base = self._video.time_base or Fraction(1, 90000)
-        return Plan(height, width, base, Fraction(rate), aspect, *known)
+        titles = tags(self._container.metadata)
+        return Plan(height, width, base, Fraction(rate), aspect, primaries, transfer, titles)
 
     def _decode(self) -> Iterator[Any]:
         """Frames as PyAV gives them and audio packets; damage becomes warnings."""
@@ -255,7 +257,7 @@ class Reader:
         source = None
         if self._options.side_by_side:
             source = self._convert.array(frame, 3, self._first_shape)
-        return Frame(pts, model, source)
+        return Frame(pts, model, source, frame.duration or 0)
 
 
 def open_clip(source: Path) -> Any:

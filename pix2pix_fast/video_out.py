@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
@@ -24,6 +25,8 @@ QUICK = {
     "libx264": {"preset": "superfast", "x264-params": "cabac=0:partitions=none:weightp=0"},
     "libx265": {"preset": "superfast"},
 }
+TAGS = ("title", "artist", "album", "date", "comment", "copyright", "language")
+NAMES = {"libx264": "H.264", "libx265": "HEVC"}
 
 
 class Plan(NamedTuple):
@@ -36,6 +39,12 @@ class Plan(NamedTuple):
     aspect: Fraction | None
     primaries: int
     transfer: int
+    tags: dict[str, str] | None = None  # of the file: its title and the like
+
+
+def tags(metadata: dict[str, str]) -> dict[str, str]:
+    """What a file or a track says of itself that holds for its translation too."""
+    return {name: metadata[name][:1000] for name in TAGS if name in metadata}
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -154,10 +163,11 @@ class Output:
         if self._even != self._shape:
             warn(
                 f"{width}x{height} became {self._even[1]}x{self._even[0]}: "
-                "H.264 needs even sizes, the last row or column is repeated"
+                f"{NAMES[encoder[0]]} needs even sizes, the last row or column is repeated"
             )
         self._plan, self._convert, self._warn = plan, Converter(), warn
         self._tracks: dict[int, _Track] = {}
+        self._durations: deque[int] = deque()  # of the frames in the encoder
         self._refused = False  # what FFmpeg wrote at the last picture
         try:
             self._open(encoder, audio or [])
@@ -212,7 +222,12 @@ class Output:
         context.thread_count = 1 if self._even[0] * self._even[1] < 600_000 else 0
         chosen = QUICK[codec] if preset == "quick" else {"preset": preset}
         stream.options = {"crf": str(quality), **chosen}
+        if codec == "libx265":
+            stream.options |= {"x265-params": "log-level=none"}  # it has a log of its own
+            if self._kind() != "matroska":
+                context.codec_tag = "hvc1"  # Apple's players want this of the two names
         self._stream = stream
+        self._container.metadata.update(plan.tags or {})
         self._tracks = {}
         for source in audio:
             track = _Track(source)
@@ -221,11 +236,14 @@ class Output:
             except (ValueError, av.FFmpegError):
                 self._warn(f"sound left out: {self._kind()} does not take {track.name}")
             else:
+                track.stream.metadata.update(tags(source.metadata))
                 self._tracks[source.index] = track
         self._container.start_encoding()
 
-    def picture(self, pts: int, result: np.ndarray, source: np.ndarray | None = None) -> None:
-        """Encode one frame; `source` stands at its left."""
+    def picture(
+        self, pts: int, result: np.ndarray, source: np.ndarray | None = None, duration: int = 0
+    ) -> None:
+        """Encode one frame; `source` stands at its left. The duration counts for the last one."""
         h, w = self._shape
         if source is not None:
             right = self._convert.resized(result, h, w - source.shape[1])
@@ -238,13 +256,14 @@ class Output:
         frame = self._convert.yuv(result, *self._even)
         frame.pts, frame.time_base = pts, self._plan.time_base
         frame.pict_type = 0
-        self._mux(self._stream.encode(frame))
+        self._durations.append(duration)
+        self._encode(frame)
 
     def sound(self, index: int, packet: Any) -> bool:
         """Copy one packet; False where it is left out."""
         track = self._tracks.get(index)
-        if track is None:
-            return False
+        if track is None or (packet.is_discard and self._kind() == "matroska"):
+            return False  # what an edit list hides, Matroska would play
         try:
             self._container.mux(track.copied(packet, adts=self._kind() == "matroska"))
         except (pyav().FFmpegError, ValueError) as error:
@@ -258,10 +277,16 @@ class Output:
         return f"some sound left out: {name} that {self._kind()} does not take ({said(error)})"
 
     def flush(self) -> None:
-        self._mux(self._stream.encode(None))
+        self._encode(None)
 
-    def _mux(self, packets: list[Any]) -> None:
+    def _encode(self, frame: Any) -> None:
+        try:
+            packets = self._stream.encode(frame)
+        except (pyav().FFmpegError, ValueError) as error:
+            raise VideoError(f"{self._part}: the encoder failed: {said(error)}") from error
         for packet in packets:
+            if duration := self._durations.popleft():  # in order, as there are no B frames
+                packet.duration = duration
             try:
                 self._container.mux(packet)
             except pyav().FFmpegError as error:

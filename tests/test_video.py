@@ -190,6 +190,104 @@ def test_a_part_of_a_film(engine: Engine, tmp_path: Path) -> None:
     assert times_of(tmp_path / "out.mp4") == [Fraction(i, 25) for i in range(8)]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_the_last_frame_stays_as_long(engine: Engine, tmp_path: Path, suffix: str) -> None:
+    source, target = tmp_path / "in.mp4", tmp_path / f"out{suffix}"
+    with av.open(str(source), "w") as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.max_b_frames = 0
+        packets = []
+        for index in range(3):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
+            frame.pts, frame.time_base = 1000 * index, Fraction(1, 1000)
+            packets += stream.encode(frame)
+        for packet in packets + stream.encode():
+            packet.duration = 5000 if packet.pts == 2000 else 1000
+            output.mux(packet)
+    translate_video(engine, source, target)
+    with av.open(str(target)) as container:
+        assert container.duration == 7_000_000
+    assert times_of(target) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_what_an_edit_list_hides_stays_hidden(
+    engine: Engine, tmp_path: Path, suffix: str
+) -> None:
+    """A film whose first 0.25 s lie before its beginning, as a cut without encoding makes it."""
+    whole, source = clip(tmp_path / "a.mov", EVEN, sound="aac"), tmp_path / "in.mp4"
+    with av.open(str(whole)) as one, av.open(
+        str(source), "w", options={"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    ) as two:
+        made = {s.index: two.add_stream_from_template(s) for s in one.streams}
+        for packet in one.demux():
+            if packet.size:
+                shift = round(Fraction(1, 4) / packet.time_base)
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                packet.stream = made[packet.stream.index]
+                two.mux(packet)
+    translate_video(engine, source, tmp_path / f"out{suffix}")
+
+    def heard(path: Path) -> list[Fraction]:
+        with av.open(str(path)) as container:
+            first = next(container.decode(video=0))
+            return [f.pts * f.time_base - first.time for f in container.decode(audio=0)]
+
+    before, after = heard(source), heard(tmp_path / f"out{suffix}")
+    # a decoder may need some more packets than it plays
+    assert len(before) <= len(after) <= len(before) + 3 and after[0] > -0.03
+    assert abs(before[-1] - after[-1]) < 0.002
+
+
+def test_titles_and_languages_are_kept(engine: Engine, tmp_path: Path) -> None:
+    source = clip(tmp_path / "a.mkv", EVEN, sound="aac")
+    with av.open(str(source)) as one, av.open(str(tmp_path / "in.mkv"), "w") as two:
+        two.metadata["title"] = "Der Film"
+        made = {s.index: two.add_stream_from_template(s) for s in one.streams}
+        made[1].metadata["language"] = "ger"
+        for packet in one.demux():
+            if packet.size:
+                packet.stream = made[packet.stream.index]
+                two.mux(packet)
+    for suffix in (".mp4", ".mkv"):
+        translate_video(engine, tmp_path / "in.mkv", tmp_path / f"out{suffix}")
+        with av.open(str(tmp_path / f"out{suffix}")) as container:
+            assert container.metadata["title"] == "Der Film"
+            assert container.streams.audio[0].language == "ger"
+
+
+def test_hevc_is_what_apple_plays_and_its_encoder_is_quiet(
+    engine: Engine, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = clip(tmp_path / "in.mp4", EVEN, size=(64, 64))
+    assert capfd.readouterr() is not None  # x264's own log, of making the clip
+    translate_video(engine, source, tmp_path / "out.mp4", codec="hevc")
+    assert capfd.readouterr() == ("", "")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.video[0].codec_context.codec_tag == "hvc1"
+    odd = tmp_path / "odd.mkv"
+    with av.open(str(odd), "w") as output:
+        stream = output.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 33, 31, "yuv444p"
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0, 31, 33), format="rgb24")))
+        output.mux(stream.encode())
+    report = translate_video(engine, odd, tmp_path / "b.mp4", codec="hevc")
+    assert report.warnings == ["33x31 became 34x32: HEVC needs even sizes, the last row or column is repeated"]
+
+
+def test_an_encoder_that_fails_is_named(tmp_path: Path) -> None:
+    plan = Plan(64, 96, Fraction(1, 1000), Fraction(25), None, 1, 1)
+    output = Output(tmp_path / "out.mp4", 64, 96, encoder=("libx264", 20, "quick"), plan=plan)
+    output.picture(0, picture(0))
+    output.flush()
+    with pytest.raises(VideoError, match="out.mp4.part: the encoder failed: "):
+        output.picture(1, picture(1))  # after its end
+    output.abandon()
+    assert not list(tmp_path.iterdir())
+
+
 def test_side_by_side_and_repeats(engine: Engine, tmp_path: Path) -> None:
     source = clip(tmp_path / "in.mp4", EVEN)
     target = tmp_path / "out.mp4"
