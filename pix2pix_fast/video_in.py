@@ -14,6 +14,7 @@ from . import images
 from .errors import VideoError
 from .video_frames import Converter, pyav, said
 from .video_out import Plan, tags
+from .video_times import Clock, FrameTimes, shift_by
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -51,6 +52,11 @@ def _decimal(seconds: float) -> Fraction:
     return Fraction(str(float(seconds)))
 
 
+def _time(packet: Any) -> Fraction | None:
+    stamp = packet.pts if packet.pts is not None else packet.dts
+    return None if stamp is None else Fraction(stamp * packet.time_base)
+
+
 class Reader:
     """A clip's frames and audio packets, in file order."""
 
@@ -58,24 +64,37 @@ class Reader:
         self._source, self._options, self._report = source, options, report
         self._channels = engine.info["in_channels"]
         self._size = engine.info["size"] if options.fit == "resize" else None
-        self._container = open_clip(source)
+        self._first_shape: tuple[int, int] | None = None
+        self._first = _decimal(options.start) if options.start else None
+        self._end = None if options.end is None else _decimal(options.end)
+        self._over = False  # the pictures up to `end` are there
+        self._convert = Converter()
+        self._held: list[Any] = []  # decoded while looking for the first frame
+        self._open()
+        streams = self._container.streams
+        rest = [s.type for s in streams if s.type not in ("video", "audio")]
+        if rest:
+            report.warn(f"left out: {', '.join(sorted(set(rest)))} streams")
+        if sum(s.type == "video" for s in streams) > 1:
+            report.warn("only the first video stream is translated")
+
+    _sought: Fraction | None = None  # where reading began, if not at the beginning
+
+    def _open(self) -> None:
+        self._container = open_clip(self._source)
         try:
-            self._video = pick_video(self._container, str(source))
-            self._convert = Converter()
-            self._origin = Fraction(self._container.start_time or 0, 1_000_000)
-            streams = self._container.streams
-            self.audio = list(streams.audio) if options.sound else []
-            rest = [s.type for s in streams if s.type not in ("video", "audio")]
-            if rest:
-                report.warn(f"left out: {', '.join(sorted(set(rest)))} streams")
-            if sum(s.type == "video" for s in streams) > 1:
-                report.warn("only the first video stream is translated")
+            self._video = pick_video(self._container, str(self._source))
+            self.audio = list(self._container.streams.audio) if self._options.sound else []
+            # Sound may begin before 0, with what its decoder needs to begin
+            self._origin = max(Fraction(0), Fraction(self._container.start_time or 0, 1_000_000))
+            self._base = self._video.time_base or Fraction(1, 90000)
+            self._video.thread_type = "AUTO"
+            small = self._video.width * self._video.height < 600_000
+            self._video.thread_count = 1 if small else 0
             self._decoded = self._decode()
-            self._held: list[Any] = []  # decoded while looking for the first frame
         except BaseException:
             self._container.close()
             raise
-        self._first_shape: tuple[int, int] | None = None
 
     def __enter__(self) -> Reader:
         return self
@@ -108,16 +127,7 @@ class Reader:
 
     def plan(self) -> Plan:
         """Decode up to the first frame."""
-        for item in self._decoded:
-            self._held.append(item)
-            if not isinstance(item, Audio):
-                break
-        else:
-            what = "; ".join(self._report.warnings)
-            raise VideoError(
-                f"{self._source}: no frame could be decoded" + (f" ({what})" if what else "")
-            )
-        frame = self._held[-1]
+        frame = self._first_frame()
         height, width = self._convert.upright_size(frame)
         images.check_size(height, width, "src: a frame")
         self._first_shape = (height, width)
@@ -129,21 +139,78 @@ class Reader:
             self._report.warn("the source is HDR; its transfer curve is copied, not converted")
         rate = self._video.average_rate or self._video.guessed_rate or Fraction(25)
         primaries, transfer = [1 if tag in (0, 2, 3) else tag for tag in (primaries, transfer)]
-        base = self._video.time_base or Fraction(1, 90000)
         titles = tags(self._container.metadata)
-        return Plan(height, width, base, Fraction(rate), aspect, primaries, transfer, titles)
+        return Plan(height, width, self._base, Fraction(rate), aspect, primaries, transfer, titles)
+
+    def _first_frame(self) -> Any:
+        """Decode up to the first frame, from where all frames after `start` can be decoded.
+
+        MPEG's streams have no index: a search for a time ends behind the key frame that is needed,
+        so it is repeated 1, 2, 4 ... seconds earlier."""
+        complete, warnings = self._report.complete, list(self._report.warnings)
+        start, back = self._first or Fraction(0), Fraction(0)
+        while True:
+            found = start > back and self._seek(start - back)
+            if not found and back:
+                self._container.close()
+                self._open()
+            frame = None
+            self._held = []
+            for item in self._decoded:
+                self._held.append(item)
+                if not isinstance(item, Audio):
+                    frame = item
+                    break
+            if found:  # what was broken by beginning in the middle is not the film's damage
+                self._report.complete, self._report.warnings[:] = complete, warnings
+            if not found or (frame is not None and (frame.pts or 0) * self._base <= start):
+                break
+            back = 2 * back or Fraction(1)
+        if frame is None:
+            what = "; ".join(self._report.warnings)
+            raise VideoError(
+                f"{self._source}: no frame could be decoded" + (f" ({what})" if what else "")
+            )
+        self._sought = start - back if found else None
+        return frame
+
+    def sound_is_late(self) -> bool:
+        """Whether a track of sound has no packet in the first second of the result: a look ahead,
+        through a reader of its own."""
+        silent = {stream.index for stream in self.audio}
+        first = self._first or Fraction(0)
+        with suppress(VideoError, OSError, pyav().FFmpegError), open_clip(self._source) as clip:
+            if self._sought is not None:
+                clip.seek(int((self._sought + self._origin) * 1_000_000), backward=True)
+            for packet in clip.demux():
+                if not silent:
+                    break
+                when = _time(packet) if packet.size else None
+                if when is None:
+                    continue
+                if packet.stream_index == self._video.index and when > first + self._origin + 1:
+                    break
+                if when >= first + self._origin:
+                    silent.discard(packet.stream_index)
+        return bool(silent)
+
+    def _seek(self, when: Fraction) -> bool:
+        self._decoded.close()  # type: ignore[attr-defined]
+        self._decoded = self._decode()
+        try:
+            self._container.seek(int((when + self._origin) * 1_000_000), backward=True)
+        except (pyav().FFmpegError, OSError):
+            return False
+        return True
 
     def _decode(self) -> Iterator[Any]:
         """Frames as PyAV gives them and audio packets; damage becomes warnings."""
-        av, start = pyav(), self._options.start
-        video, wanted = self._video, {stream.index for stream in self.audio}
-        video.thread_type = "AUTO"
-        video.thread_count = 1 if video.width * video.height < 600_000 else 0
-        if start:
-            with suppress(av.FFmpegError):
-                self._container.seek(int((start + float(self._origin)) * 1e6), backward=True)
+        av, video = pyav(), self._video
+        wanted = {stream.index for stream in self.audio}
+        clock = Clock(self._origin)
+        self._reached: dict[int, Fraction] = {}  # by stream: the end of its last packet
         bad = 0
-        packets = self._container.demux(video, *self.audio)
+        packets = self._container.demux()
         while True:
             try:
                 packet = next(packets)
@@ -152,9 +219,19 @@ class Reader:
             except (av.FFmpegError, OSError) as error:
                 self._damage(f"reading stopped: {said(error)}")
                 packet = None
-            if packet is not None and packet.stream.index in wanted:
-                if packet.dts is not None or packet.size:
-                    yield Audio(packet.stream.index, packet)
+            if packet is not None and packet.size:
+                if packet.stream_index in wanted or packet.stream is video:
+                    clock.move(packet)
+                    if clock.jumped:
+                        self._report.warn("times jump back within the clip; what follows was moved")
+                self._note(packet)
+                if self._over and packet.stream is video:
+                    if self._reached[packet.stream_index] > (self._end or 0) + 10:
+                        return  # sound this far behind its pictures there is none
+                    continue
+            if packet is not None and packet.stream is not video:
+                if packet.stream_index in wanted and packet.size:
+                    yield Audio(packet.stream_index, packet)
                 continue
             try:
                 frames = video.decode(packet)
@@ -168,85 +245,92 @@ class Reader:
             if packet is None:
                 return
 
+    def _note(self, packet: Any) -> None:
+        """How far each stream reaches: sound or subtitles may be what makes a clip so long."""
+        if packet.pts is not None:
+            end = (packet.pts + (packet.duration or 0)) * packet.time_base
+            index = packet.stream_index
+            self._reached[index] = max(end, self._reached.get(index, end))
+
     def _damage(self, text: str) -> None:
         self._report.complete = False
         self._report.warn(text)
 
     def items(self) -> Iterator[Frame | Audio]:
         """What the engine and the writer get, within start and end, in the times of the result."""
-        base = self._video.time_base or Fraction(1, 90000)
-        first = self._origin + _decimal(self._options.start) if self._options.start else None
-        last_time = (
-            None if self._options.end is None else self._origin + _decimal(self._options.end)
-        )
-        last: int | None = None
-        seen, step = 0, 0
+        base, times = self._base, FrameTimes(self._container.format.name)
+        first, end = self._first, self._end
+        rate = self._video.guessed_rate or self._video.average_rate or Fraction(25)
+        step = max(1, round(1 / (rate * base)))  # where a file has no times, as a raw stream
+        begun = last = None
+        waiting = {stream.index for stream in self.audio}  # for their last sound before `end`
         for item in self._all():
             if isinstance(item, Audio):
-                if self._in_time(item.packet, first, last_time):
+                if self._in_time(item.packet):
                     yield item
+                elif end is not None and self._reached.get(item.stream, end) > end:
+                    waiting.discard(item.stream)
+                    if self._over and not waiting:
+                        break
                 continue
-            seen += 1
-            pts = item.pts
-            if pts is None and last is not None and step:
-                pts = last + step
-            if pts is None or (last is not None and pts <= last):
+            pts = times.of(item)
+            if pts is None:
+                pts = 0 if last is None else last + step
+            if last is not None and pts <= last:
                 self._report.dropped += 1
                 self._report.warn("frames without an increasing timestamp were dropped")
                 continue
-            if item.is_corrupt:
-                self._damage("some frames are damaged")
-            if last_time is not None and pts * base >= last_time:
-                if not self.audio:
+            if end is not None and pts * base >= end:
+                self._over = True
+                if not waiting:
                     break
                 continue
-            step = item.duration or (pts - last if last is not None else 0)
-            if first is not None and pts * base < first:
-                last = pts
-                continue
-            frame = self._frame(item, pts - (round(first / base) if first else 0))
-            self._report.duration = float((pts - (self._begun(pts))) * base)
+            step = item.duration or (pts - last if last is not None else step)
             last = pts
-            yield frame
-        self._check_end(last, step, base)
-
-    _begin: int | None = None
-
-    def _begun(self, pts: int) -> int:
-        if self._begin is None:
-            self._begin = pts
-        return self._begin
+            if first is not None and pts * base < first:
+                continue
+            if item.is_corrupt:
+                self._damage("some frames are damaged")
+            begun = pts if begun is None else begun
+            self._report.duration = float((pts - begun) * base)
+            yield self._frame(item, pts - (round(first / base) if first else 0))
+        if end is None and last is not None:
+            self._check_end((last + step) * base, step * base)
 
     def _all(self) -> Iterator[Any]:
         yield from self._held
         self._held = []
         yield from self._decoded
 
-    def _check_end(self, last: int | None, step: int, base: Fraction) -> None:
-        length = self.length
-        if self._options.end is not None or length is None or last is None:
+    def _check_end(self, reached: Fraction, step: Fraction) -> None:
+        """Whether a film that was read to its end is as long as the file says."""
+        if self._video.duration:
+            end = (self._video.start_time or 0) + self._video.duration
+            length = end * self._base - self._origin
+        elif self._container.duration:
+            length = Fraction(self._container.duration, 1_000_000)
+            if "matroska" in self._container.format.name:  # which says when its end is
+                length -= self._origin
+            reached = max(reached, *self._reached.values())
+        else:
             return
-        # Matroska says when its end is, other containers how long they are
-        absolute = "matroska" in self._container.format.name and not self._video.duration
-        start = 0 if absolute else self._video.start_time or 0
-        reached = float((last - start + step) * base)
-        if reached < length - max(0.25, 3 * float(step * base)):
-            self._damage(f"the clip ends at {reached:.2f} s of {length:.2f} s")
+        if reached < length - max(Fraction(1, 4), 3 * step):
+            self._damage(f"the clip ends at {float(reached):.2f} s of {float(length):.2f} s")
 
-    def _in_time(self, packet: Any, first: Fraction | None, last: Fraction | None) -> bool:
+    def _in_time(self, packet: Any) -> bool:
         """Whether an audio packet lies within the range; shifts it to the result's times."""
-        if first is None and last is None:
+        first, end = self._first, self._end
+        if first is None and end is None:
             return True
-        stamp = packet.pts if packet.pts is not None else packet.dts
-        if stamp is None:
-            return False
-        when = stamp * packet.time_base
-        if (first is not None and when < first) or (last is not None and when >= last):
+        when = _time(packet)
+        if (
+            when is None
+            or (first is not None and when < first)
+            or (end is not None and when >= end)
+        ):
             return False
         if first is not None:
-            shift = round(first / packet.time_base)
-            packet.pts = None if packet.pts is None else packet.pts - shift
-            packet.dts = None if packet.dts is None else packet.dts - shift
+            shift_by(packet, -first)
         return True
 
     def _frame(self, frame: Any, pts: int) -> Frame:
