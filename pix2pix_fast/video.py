@@ -242,6 +242,7 @@ class _Run:
                 encoder=encoder,
                 plan=plan,
                 audio=reader.audio,
+                late_sound=reader.sound_is_late(),
                 warn=self._report.warn,
             )
             threads = [

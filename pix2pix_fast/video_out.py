@@ -125,6 +125,14 @@ class _Track:
         self._source = source
         self.name = source.codec_context.name if source.codec_context else "unknown sound"
 
+    @property
+    def in_header(self) -> bool:
+        """Whether MP4's header can be written before the first packet is there."""
+        context = self._source.codec_context
+        return self.name in ("mp3", "flac", "alac", "opus", "aac") and (
+            self.name == "mp3" or bool(context.extradata)
+        )
+
     def copied(self, packet: Any, *, adts: bool) -> list[Any]:
         """The packet as the container wants it. AAC from MPEG-TS has a header in every packet (ADTS),
         which fragmented MP4 does not take; Matroska's writer strips it by itself."""
@@ -155,6 +163,7 @@ class Output:
         encoder: tuple[str, int, str],
         plan: Plan,
         audio: list[Any] | None = None,
+        late_sound: bool = False,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._target, self._part = target, part_of(target)
@@ -168,6 +177,7 @@ class Output:
         self._plan, self._convert, self._warn = plan, Converter(), warn
         self._tracks: dict[int, _Track] = {}
         self._durations: deque[int] = deque()  # of the frames in the encoder
+        self._late_sound = late_sound
         self._refused = False  # what FFmpeg wrote at the last picture
         try:
             self._open(encoder, audio or [])
@@ -192,11 +202,14 @@ class Output:
 
     def _open(self, encoder: tuple[str, int, str], audio: list[Any]) -> None:
         av, plan, (codec, quality, preset) = pyav(), self._plan, encoder
-        options = {"flush_packets": "1"}
+        # a second, in microseconds, is as long as pictures wait for sound
+        options = {"flush_packets": "1", "max_interleave_delta": "1000000"}
         if self._kind() != "matroska":
-            # Half-second fragments; the header waits for the first, so that it can hold edit lists.
+            # Half-second fragments. The header waits for the first packet of every track, so that it
+            # can hold edit lists; not for sound that begins late, as nothing could be played so long.
+            early = self._late_sound and all(_Track(one).in_header for one in audio)
             options |= {
-                "movflags": "delay_moov+default_base_moof",
+                "movflags": ("empty_moov" if early else "delay_moov") + "+default_base_moof",
                 "frag_duration": "500000",
             }
         else:

@@ -168,3 +168,27 @@ def test_reading_stops_at_the_end_that_was_asked_for(
     assert report.frames == 25 and abs(report.audio_packets - packets) <= 2
     # at most the ten seconds that are waited for sound
     assert len(read) < (120 if sound_s > 1 else 11.5 * RATE + 30)
+
+
+@pytest.mark.parametrize("sound_at", [0.0, 8.0])
+def test_the_part_grows_although_sound_is_late(sound_at: float, tmp_path: Path) -> None:
+    """MP4's header waits for every track; a track without sound in the range would keep it at 0 bytes."""
+    source = film(tmp_path / "in.mkv", 300, sound="aac", sound_at=sound_at)
+    part, target = tmp_path / "out.mp4.part", tmp_path / "out.mp4"
+    sizes: list[int] = []
+    reached = threading.Event()
+
+    class Slow(Identity):
+        def translate(self, picture: np.ndarray) -> np.ndarray:
+            if len(sizes) == 120:
+                reached.wait(1)  # the writer is at most some frames behind
+            sizes.append(part.stat().st_size)
+            return picture.copy()
+
+        def lanes(self) -> Lanes:
+            return Lanes(self.translate, 1)
+
+    translate_video(Slow(), source, target, start=2.0)  # type: ignore[arg-type]
+    assert sizes[120] > 2000 and len(times_of(target)) == 250
+    if sound_at:
+        assert abs(offset(source) - offset(target)) <= 0.03
