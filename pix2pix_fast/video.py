@@ -260,8 +260,7 @@ class _Run:
             finally:
                 if self._errors:
                     self._stop.set()
-                for thread in threads:
-                    thread.join()
+                self._join(threads)
                 if self._errors:
                     output.abandon()
             if self._errors:
@@ -273,6 +272,16 @@ class _Run:
                     + (f"; it is {reader.length:.2f} s long" if reader.length else "")
                 )
             output.finish()
+
+    def _join(self, threads: list[threading.Thread]) -> None:
+        """Wait for the threads whatever is pressed meanwhile: they are in the files, and end soon."""
+        for thread in threads:
+            while thread.is_alive():
+                try:
+                    thread.join()
+                except KeyboardInterrupt as error:
+                    self._errors.append(error)
+                    self._stop.set()
 
     def _guard(self, work: Callable[[Any], None], subject: Any) -> None:
         try:
@@ -318,12 +327,16 @@ class _Run:
         self._write.put(None)
 
     def _writing(self, output: Output) -> None:
-        while (item := self._write.get()) is not None:
-            if isinstance(item, Audio):
-                self._report.audio_packets += output.sound(item.stream, item.packet)
-            else:
-                output.picture(*item)
-        output.flush()
+        try:
+            while (item := self._write.get()) is not None:
+                if isinstance(item, Audio):
+                    self._report.audio_packets += output.sound(item.stream, item.packet)
+                else:
+                    output.picture(*item)
+            output.flush()
+        except BaseException:
+            output.abandon()  # here, where no Ctrl-C comes in between
+            raise
 
 
 class _Reuse:

@@ -335,6 +335,27 @@ def test_killed_at_any_moment_the_name_is_absent_or_whole(tmp_path: Path) -> Non
     assert not (tmp_path / "out1.mkv.part").exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C to a child needs POSIX signals")
+def test_an_impatient_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    frames = rgb_frames([np.zeros((32, 32, 3), np.uint8)] * FRAMES)
+    source = write(tmp_path / "in.mp4", frames, [40 * index for index in range(FRAMES)])
+    for pause in (0.02, 0.005, 0.001):
+        command = [sys.executable, "-c", CHILD, str(source), str(tmp_path / "out.mp4")]
+        with subprocess.Popen(
+            command, stdout=-1, stderr=-1, text=True, env=environment(), cwd="/"
+        ) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if int(line) == 20:
+                    break
+            for _ in range(4):
+                child.send_signal(signal.SIGINT)
+                time.sleep(pause)
+            _, errors = child.communicate(timeout=30)
+        assert child.returncode != 0 and "KeyboardInterrupt" in errors
+        assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
 def test_an_engine_that_fails_leaves_nothing(tmp_path: Path) -> None:
     source = write(tmp_path / "in.mp4", rgb_frames([np.zeros((32, 32, 3), np.uint8)] * 3), [0, 40, 80])
 
