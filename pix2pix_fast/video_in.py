@@ -137,6 +137,10 @@ class Reader:
         primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
         if transfer in (16, 18):
             self._report.warn("the source is HDR; its transfer curve is copied, not converted")
+        if frame.interlaced_frame:
+            self._report.warn(
+                "the source is interlaced; its two fields are translated as one frame"
+            )
         rate = self._video.average_rate or self._video.guessed_rate or Fraction(25)
         primaries, transfer = [1 if tag in (0, 2, 3) else tag for tag in (primaries, transfer)]
         titles = tags(self._container.metadata)

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tiny import environment, noise, tiny_model
 
 from pix2pix_fast import Engine, model
+from pix2pix_fast.cli import main
 from pix2pix_fast.errors import VideoError
 
 av: Any = pytest.importorskip("av")
@@ -211,6 +213,16 @@ def test_sources_are_local() -> None:
         File("https://example.com/film.mp4")
     with pytest.raises(FileNotFoundError):
         File("nowhere.mp4")
+
+
+def test_what_is_asked_of_a_camera_is_no_option_of_a_file(tmp_path: Path) -> None:
+    model.save(tiny_model(depth=3), tmp_path / "m.safetensors")
+    source = clip(tmp_path / "in.mp4", [0, 40])
+    command = ["live", str(tmp_path / "m.safetensors"), "--file", str(source), "--threads", "1"]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    for name, value in (("--camera", "0"), ("--size", "64x64"), ("--rate", "30")):
+        done = CliRunner().invoke(main, [*command, name, value])
+        assert done.exit_code == 2 and f"{name}: for a camera, not for --file" in done.output
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C to a child needs POSIX signals")

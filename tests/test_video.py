@@ -394,6 +394,30 @@ def test_the_command(tmp_path: Path) -> None:
     assert again.exit_code != 0
 
 
+def test_the_command_says_when_a_film_is_not_whole(tmp_path: Path) -> None:
+    model.save(tiny_model(depth=3), tmp_path / "m.safetensors")
+    source, target = clip(tmp_path / "in.mkv", [40 * i for i in range(200)]), tmp_path / "out.mp4"
+    source.write_bytes(source.read_bytes()[: source.stat().st_size * 2 // 3])
+    arguments = ["video", str(tmp_path / "m.safetensors"), str(source), str(target), "--threads", "1"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1 and target.exists(), done.stderr
+    assert "in.mkv is damaged or ends early; " in done.stderr
+    assert done.stderr.rstrip().endswith("out.mp4 has what could be read of it")
+
+
+def test_interlaced_films_are_named(engine: Engine, tmp_path: Path) -> None:
+    source = tmp_path / "in.mkv"
+    with av.open(str(source), "w") as output:
+        options = {"flags": "+ilme+ildct", "top": "1"}
+        stream = output.add_stream("mpeg2video", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for index in range(3):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(index), format="rgb24")))
+        output.mux(stream.encode())
+    report = translate_video(engine, source, tmp_path / "out.mp4")
+    assert report.warnings == ["the source is interlaced; its two fields are translated as one frame"]
+
+
 @pytest.mark.parametrize("name", ["carphone_pristine.mp4", "pancake.mkv"])
 def test_real_clips(
     engine: Engine, tmp_path: Path, name: str, shared_data: Callable[[str], Path]
