@@ -129,15 +129,18 @@ class Converter:
         array: np.ndarray = made.to_ndarray()
         return array
 
-    def resized(self, picture: np.ndarray, h: int, w: int) -> np.ndarray:
-        """A uint8 picture as (h, w, 3)."""
+    def resized(self, picture: np.ndarray, h: int, w: int, channels: int = 3) -> np.ndarray:
+        """A uint8 picture as (h, w, 3), or as (h, w) for one channel."""
+        kind = "gray" if channels == 1 else "rgb24"
         made = self._scale(
             self._frame(picture),
-            ("resize", picture.shape),
+            ("resize", picture.shape, kind),
             width=w,
             height=h,
-            format="rgb24",
+            format=kind,
             interpolation=self._exact,
+            src_color_range=FULL,
+            dst_color_range=FULL,
         )
         array: np.ndarray = made.to_ndarray()
         return array
