@@ -29,7 +29,7 @@ from . import images
 from .errors import VideoError
 from .video import Pipe, Stopped, check_channels
 from .video_frames import Converter, pyav, said
-from .video_in import open_clip, pick_video
+from .video_in import demuxed, open_clip, pick_video
 from .video_out import ENCODERS, Output, Plan, check_target
 from .video_times import Clock, FrameTimes
 
@@ -498,7 +498,7 @@ class File(_Decoder):
             clock, times = Clock(Fraction(0)), FrameTimes(container.format.name)
             step = 1 / Fraction(video.guessed_rate or 25)  # of a film without times
             start, due = None, -step
-            for packet in container.demux(video):
+            for packet in demuxed(container, video):
                 if packet.size:
                     clock.move(packet)
                 for frame in self._decoded(video, packet):

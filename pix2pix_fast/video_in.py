@@ -54,7 +54,7 @@ def _decimal(seconds: float) -> Fraction:
 
 def _time(packet: Any) -> Fraction | None:
     stamp = packet.pts if packet.pts is not None else packet.dts
-    return None if stamp is None else Fraction(stamp * packet.time_base)
+    return Fraction(stamp * packet.time_base) if stamp is not None and packet.time_base else None
 
 
 class Reader:
@@ -186,7 +186,7 @@ class Reader:
         with suppress(VideoError, OSError, pyav().FFmpegError), open_clip(self._source) as clip:
             if self._sought is not None:
                 clip.seek(int((self._sought + self._origin) * 1_000_000), backward=True)
-            for packet in clip.demux():
+            for packet in demuxed(clip):
                 if not silent:
                     break
                 when = _time(packet) if packet.size else None
@@ -214,7 +214,7 @@ class Reader:
         clock = Clock(self._origin)
         self._reached: dict[int, Fraction] = {}  # by stream: the end of its last packet
         bad = 0
-        packets = self._container.demux()
+        packets = demuxed(self._container)
         while True:
             try:
                 packet = next(packets)
@@ -223,11 +223,11 @@ class Reader:
             except (av.FFmpegError, OSError) as error:
                 self._damage(f"reading stopped: {said(error)}")
                 packet = None
-            if packet is not None and packet.size:
+            if packet is not None and packet.size and packet.time_base:
                 if packet.stream_index in wanted or packet.stream is video:
                     clock.move(packet)
                     if clock.jumped:
-                        self._report.warn("times jump back within the clip; what follows was moved")
+                        self._report.warn("times jump within the clip; what follows was moved")
                 self._note(packet)
                 if self._over and packet.stream is video:
                     if self._reached[packet.stream_index] > (self._end or 0) + 10:
@@ -367,6 +367,12 @@ def open_clip(source: Path) -> Any:
             f"{source} cannot be opened as a video ({said(error)}); expected a whole MP4, MOV, "
             "Matroska, WebM, AVI or the like"
         ) from error
+
+
+def demuxed(container: Any, *streams: Any) -> Iterator[Any]:
+    """container.demux, whose very end fails in PyAV where a stream appeared on the way."""
+    with suppress(IndexError):
+        yield from container.demux(*streams)
 
 
 def pick_video(container: Any, name: str) -> Any:

@@ -115,6 +115,28 @@ class _PartFile:
             self.error = self.error or error
 
 
+class _Steps:
+    """MP4 has 31 bits for the ticks from one packet of a track to the next, and FFmpeg's writer ends
+    the process where they do not do: damaged times may ask for more."""
+
+    LONGEST = 1 << 30
+
+    def __init__(self) -> None:
+        self._last: dict[int, Fraction] = {}
+
+    def check(self, packet: Any) -> None:
+        scale = Fraction(packet.time_base) / Fraction(packet.stream.time_base)
+        when = packet.dts if packet.dts is not None else packet.pts
+        if (packet.duration or 0) * scale > self.LONGEST:
+            packet.duration = 0
+        if when is None:
+            return
+        now, index = when * scale, packet.stream.index
+        if now - self._last.get(index, now) > self.LONGEST:
+            raise ValueError("its time is too long after the one before")
+        self._last[index] = now
+
+
 class _Track:
     """A track of sound whose packets are copied."""
 
@@ -177,7 +199,7 @@ class Output:
         self._plan, self._convert, self._warn = plan, Converter(), warn
         self._tracks: dict[int, _Track] = {}
         self._durations: deque[int] = deque()  # of the frames in the encoder
-        self._late_sound = late_sound
+        self._late_sound, self._steps = late_sound, _Steps()
         self._refused = False  # what FFmpeg wrote at the last picture
         try:
             self._open(encoder, audio or [])
@@ -278,7 +300,9 @@ class Output:
         if track is None or (packet.is_discard and self._kind() == "matroska"):
             return False  # what an edit list hides, Matroska would play
         try:
-            self._container.mux(track.copied(packet, adts=self._kind() == "matroska"))
+            for made in track.copied(packet, adts=self._kind() == "matroska"):
+                self._steps.check(made)
+                self._container.mux(made)
         except (pyav().FFmpegError, ValueError) as error:
             self._check_disk()
             self._warn(self._left_out(track.name, error))
@@ -301,7 +325,10 @@ class Output:
             if duration := self._durations.popleft():  # in order, as there are no B frames
                 packet.duration = duration
             try:
+                self._steps.check(packet)
                 self._container.mux(packet)
+            except ValueError as error:
+                raise VideoError(f"{self._part}: a frame cannot be written: {error}") from error
             except pyav().FFmpegError as error:
                 self._check_disk()
                 # FFmpeg queues what it is given and writes what is due, which may be sound that it

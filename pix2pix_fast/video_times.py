@@ -6,12 +6,13 @@ from fractions import Fraction
 from typing import Any
 
 JUMP = 1  # seconds back that are no mistake in one packet: another recording begins
+GAP = 3600  # seconds on that no film waits
 
 
 class Clock:
     """Moves packets to one line of time for all streams, which begins at 0.
 
-    Recordings that were joined begin again in the middle. From such a jump on all streams are moved
+    Recordings that were joined begin again in the middle, or hours later. From such a jump on all streams are moved
     by what it takes. They do not jump in the same packet, so the shift of before stays at hand for a
     stream that is not yet there, and for the rest of the film where one packet was wrong."""
 
@@ -27,7 +28,7 @@ class Clock:
             due = self._due.get(index, dts + shift)
             if abs(dts + shift - due) > JUMP and abs(dts + self._before - due) <= JUMP:
                 shift, self._shift, self._before = self._before, self._before, shift
-            elif dts + shift < due - JUMP:
+            elif not due - JUMP <= dts + shift <= due + GAP:
                 self._before, self._shift = shift, due - dts
                 shift, self.jumped = self._shift, True
             self._due[index] = dts + shift + (packet.duration or 0) * packet.time_base

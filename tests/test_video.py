@@ -297,23 +297,32 @@ def test_side_by_side_and_repeats(engine: Engine, tmp_path: Path) -> None:
         assert next(container.decode(video=0)).width == 192
 
 
-def test_cut_and_mutated_clips_end_well(engine: Engine, tmp_path: Path) -> None:
-    data = clip(tmp_path / "in.mp4", EVEN).read_bytes()
+@pytest.mark.parametrize(
+    ("name", "sound", "count"),
+    [("in.mp4", "", 100), ("in.mp4", "aac", 30), ("in.mkv", "aac", 30), ("in.ts", "aac", 40), ("in.flv", "aac", 40)],
+)
+def test_cut_and_mutated_clips_end_well(
+    engine: Engine, tmp_path: Path, name: str, sound: str, count: int
+) -> None:
+    data = clip(tmp_path / name, EVEN, sound=sound).read_bytes()
+    broken_name = f"broken{Path(name).suffix}"
     rng = np.random.default_rng(0)
-    for index in range(100):
+    for index in range(count):
         broken = bytearray(data[: int(rng.integers(1, len(data)))] if index % 2 else data)
         for _ in range(int(rng.integers(1, 20))):
             broken[int(rng.integers(len(broken)))] = int(rng.integers(256))
-        source, target = tmp_path / "broken.mp4", tmp_path / f"out{index}.mp4"
+        source = tmp_path / broken_name
+        target = tmp_path / f"out{index}{'.mkv' if sound and index % 3 == 0 else '.mp4'}"
+        part = {"start": 0.2, "end": 0.6} if sound and index % 4 == 0 else {}
         source.write_bytes(broken)
         try:
-            report = translate_video(engine, source, target)
+            report = translate_video(engine, source, target, **part)  # type: ignore[arg-type]
         except VideoError:
             assert not target.exists()
         else:
             assert len(times_of(target)) == report.frames > 0
-        left = {path.name for path in tmp_path.iterdir()} - {"in.mp4", "broken.mp4"}
-        assert all(name.startswith("out") and name.endswith(".mp4") for name in left), left
+        left = {path.name for path in tmp_path.iterdir()} - {name, broken_name}
+        assert all(one.startswith("out") and one.endswith((".mp4", ".mkv")) for one in left), left
 
 
 def test_what_is_no_video_is_refused(engine: Engine, tmp_path: Path) -> None:

@@ -13,10 +13,13 @@ from test_video import picture, times_of
 from test_video_bars import Identity, packet_times
 
 from pix2pix_fast.engine import Lanes
+from pix2pix_fast.errors import VideoError
 
 av: Any = pytest.importorskip("av")
 
 from pix2pix_fast.video import VideoReport, translate_video  # noqa: E402
+from pix2pix_fast.video_out import Output, Plan  # noqa: E402
+from pix2pix_fast.video_times import Clock  # noqa: E402
 
 RATE = 25
 
@@ -96,11 +99,66 @@ def test_joined_recordings_follow_each_other(suffix: str, tmp_path: Path) -> Non
     count, between = report.audio_packets, offset(target)
     report = translated(tmp_path / "in.ts", target)
     assert report.complete and report.frames == 150 and report.audio_packets >= 3 * count - 3
-    assert report.warnings == ["times jump back within the clip; what follows was moved"]
+    assert report.warnings == ["times jump within the clip; what follows was moved"]
     assert set(steps(target)) == {0.04}
     assert abs(offset(target) - between) <= 0.05
     silent = translated(tmp_path / "in.ts", target, audio="drop")
     assert (silent.frames, silent.dropped) == (150, 0)
+
+
+class Packet:
+    """What a Clock looks at."""
+
+    time_base = Fraction(1, 100)
+    duration = 4
+
+    def __init__(self, stream: int, dts: int) -> None:
+        self.stream_index, self.dts, self.pts = stream, dts, dts
+
+
+@pytest.mark.parametrize(
+    ("times", "moved"),
+    [
+        ([(0, 500), (0, 504), (1, 500), (0, 508)], [0, 4, 0, 8]),
+        # the sound of the first recording still comes after pictures of the second
+        ([(0, 700), (1, 700), (0, 500), (1, 704), (0, 504), (1, 500)], [200, 200, 204, 204, 208, 204]),
+        # one wrong packet, back and far on
+        ([(0, 900), (0, 500), (0, 908), (0, 912)], [400, 404, 408, 412]),
+        ([(0, 500), (0, 9_000_000), (0, 508), (1, 508)], [0, 4, 8, 8]),
+        # a wait within a film is none
+        ([(0, 500), (0, 60_500), (1, 60_500)], [0, 60_000, 60_000]),
+        # a little back is left to who must drop it
+        ([(0, 500), (0, 480), (0, 508)], [0, -20, 8]),
+    ],
+)
+def test_the_clock(times: list[tuple[int, int]], moved: list[int]) -> None:
+    clock, packets = Clock(Fraction(5)), [Packet(*one) for one in times]
+    for packet in packets:
+        clock.move(packet)
+    assert [packet.dts for packet in packets] == [packet.pts for packet in packets] == moved
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_steps_that_mp4_cannot_hold_are_refused(suffix: str, tmp_path: Path) -> None:
+    """FFmpeg's writer would end the process."""
+    plan = Plan(64, 96, Fraction(1, 90_000), Fraction(25), None, 1, 1)
+    source = film(tmp_path / "in.mkv", 1, sound="aac")
+    with av.open(str(source)) as container:
+        audio = list(container.streams.audio)
+        output = Output(
+            tmp_path / f"out{suffix}", 64, 96, encoder=("libx264", 20, "quick"), plan=plan, audio=audio
+        )
+        packets = [packet for packet in container.demux(audio[0]) if packet.size]
+        packets[3].duration = 1 << 40
+        packets[5].dts = packets[5].pts = 1 << 33
+        kept = [output.sound(audio[0].index, packet) for packet in packets]
+        output.picture(0, picture(0), duration=1 << 40)
+        with pytest.raises(VideoError, match="a frame cannot be written: its time is too long after"):
+            output.picture(1 << 40, picture(1))
+            output.flush()
+        assert kept == [index != 5 for index in range(len(packets))]
+        output.abandon()
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
