@@ -181,6 +181,8 @@ class Reader:
     def sound_is_late(self) -> bool:
         """Whether a track of sound has no packet in the first second of the result: a look ahead,
         through a reader of its own."""
+        if not self.audio:
+            return False
         silent = {stream.index for stream in self.audio}
         first = self._first or Fraction(0)
         with suppress(VideoError, OSError, pyav().FFmpegError), open_clip(self._source) as clip:
