@@ -4,7 +4,8 @@
 //
 // scaled to 16..235 and 16..240 (limited range) or 0..255. Halved chroma lies where H.264 puts it: in line with the even
 // columns, between two rows. It is interpolated and averaged there, and results are rounded once, at the end. Resizing is
-// libswscale's business (video.py), which is good at it; its exact RGB conversion takes several times as long as this one.
+// libswscale's business (video_frames.py), which is good at it; its exact RGB conversion takes several times as long as
+// this one.
 #pragma once
 #include <cstdint>
 

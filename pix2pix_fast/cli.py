@@ -719,11 +719,15 @@ def video(
     click.echo("  ".join(f"{name} {count}" for name, count in counts.items()))
     for warning in report.warnings:
         _complain(warning)
+    if not report.complete:
+        raise click.ClickException(
+            f"{_plain(source)} is damaged or ends early; {_plain(target)} has what could be read of it"
+        )
 
 
 @main.command()
 @_model_argument
-@click.option("--camera", default="0", show_default=True, help="Number, device path or name.")
+@click.option("--camera", help="Number, device path or name; 0 if left out.")
 @click.option("--file", type=click.Path(dir_okay=False), help="A film at its own rate instead.")
 @click.option("--size", metavar="WxH", help="To ask of the camera.")
 @click.option("--rate", type=click.FloatRange(1, 1000), help="Frames per second, as well.")
@@ -741,7 +745,7 @@ def video(
 @_engine_options
 def live(
     model: str,
-    camera: str,
+    camera: str | None,
     file: str | None,
     size: str | None,
     rate: float | None,
@@ -757,11 +761,15 @@ def live(
     from . import live as source
     from .engine import Engine
 
+    if file:
+        asked = {"--camera": camera, "--size": size, "--rate": rate}
+        if given := [name for name, value in asked.items() if value is not None]:
+            raise click.UsageError(f"{', '.join(given)}: for a camera, not for --file")
     width, height = _parse(size, "--size", "x", 2) if size else (0, 0)
     taken: Any = (
         source.File(file)
         if file
-        else source.Camera(camera, size=(width, height) if size else None, rate=rate)
+        else source.Camera(camera or "0", size=(width, height) if size else None, rate=rate)
     )
     engine_options = _pop_engine_options(options)
     stop, report = threading.Event(), source.LiveReport()

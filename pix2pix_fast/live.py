@@ -27,20 +27,11 @@ import numpy as np
 
 from . import images
 from .errors import VideoError
-from .video import (
-    ENCODERS,
-    Converter,
-    Output,
-    Pipe,
-    Plan,
-    Stopped,
-    check_channels,
-    check_target,
-    open_clip,
-    pick_video,
-    pyav,
-    said,
-)
+from .video import Pipe, Stopped, check_channels
+from .video_frames import Converter, pyav, said
+from .video_in import demuxed, open_clip, pick_video
+from .video_out import ENCODERS, Output, Plan, check_target
+from .video_times import Clock, FrameTimes
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -55,11 +46,13 @@ class Shot(NamedTuple):
 
     at: float
     frame: Any  # a PyAV frame, or (h, w, 3) uint8
+    aspect: Fraction | None = None  # of one pixel, where it is not square
 
 
 class Source(Protocol):
     """Where frames come from. `shots` opens it and yields until it ends; it may block for ever,
-    and what it yields after `stop` is set is ignored. lasting: an end of it is a loss."""
+    and what it yields after `stop` is set is ignored. lasting: an end or silence of it is a loss, and
+    a lost one is opened again; else silence is a gap in a film, and a failure is the end."""
 
     name: str
     lasting: bool
@@ -162,6 +155,8 @@ def live(
         report.ended = "interrupted"
     finally:
         report.seconds = time.perf_counter() - began
+        if damaged := getattr(source, "damaged", 0):
+            run.warn(f"{source.name}: {damaged} damaged packets were skipped")
         if recorder is not None:
             report.recorded = recorder.finish()
     return report
@@ -215,12 +210,12 @@ class _Connection:
         with self._change:
             while self._shot is None and not self._ended:
                 now = time.perf_counter()
-                if now - self._heard >= stall:
+                if self._source.lasting and now - self._heard >= stall:
                     raise _Lost(f"no frame for {stall:g} s")
                 if now >= wake:
                     return None
                 # short waits: a signal is seen only between them on some systems
-                self._change.wait(min(0.1, self._heard + stall - now, wake - now))
+                self._change.wait(min(0.1, max(0.01, self._heard + stall - now), wake - now))
             if self._shot is not None:
                 shot, self._shot = self._shot, None
                 return shot
@@ -272,15 +267,18 @@ class _Run:
                 if self._report.translated > before:
                     failures, seen = 0, True
                 text = f"{self._source.name}: {str(lost).removeprefix(f'{self._source.name} ')}"
-                if not seen or failures >= retries:
+                if not self._source.lasting or not seen or failures >= retries:
                     after = f"; gave up after {failures} attempts to open it again" * (failures > 0)
                     raise VideoError(f"{text}{after}") from lost
                 pause = PAUSES[min(failures, len(PAUSES) - 1)]
                 failures += 1
                 self._report.reconnections += 1
-                self._warn(f"{text}; attempt {failures} of {retries} in {pause:g} s")
-                if self._stop.wait(pause):
+                self.warn(f"{text}; attempt {failures} of {retries} in {pause:g} s")
+                left = pause if self.end is None else self.end - time.perf_counter()
+                if self._stop.wait(max(0.0, min(pause, left))):
                     self._report.ended = "stopped"
+                elif left < pause:
+                    self._report.ended = "time is up"
 
     def _connected(self, stall: float) -> None:
         connection = _Connection(self._source)
@@ -322,14 +320,14 @@ class _Run:
         channels, (h, w) = self._engine.info["in_channels"], self._engine.info["size"]
         if isinstance(shot.frame, np.ndarray):
             picture = shot.frame
-            if picture.shape[:2] != (h, w):
-                picture = self._convert.resized(picture, h, w)
+            if picture.shape != (h, w, 3)[: 2 if channels == 1 else 3]:
+                picture = self._convert.resized(picture, h, w, channels)
         else:
             picture = self._convert.array(shot.frame, channels, (h, w))
         result: np.ndarray = self._engine.translate(picture[:, ::-1] if self._mirror else picture)
         return result
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         self._report.warn(text)
         if self._notice is not None:
             self._notice(text)
@@ -354,7 +352,10 @@ class _Recorder:
             frame = shot.frame
             array = isinstance(frame, np.ndarray)
             height, width = frame.shape[:2] if array else Converter().upright_size(frame)
-            plan = Plan(height, width, MILLISECOND, Fraction(30), None, 1, 1)
+            aspect = shot.aspect
+            if aspect and not array and Converter().orientation(frame)[0]:
+                aspect = 1 / aspect
+            plan = Plan(height, width, MILLISECOND, Fraction(30), aspect, 1, 1)
             self._output = Output(self._target, height, width, encoder=self._encoder, plan=plan)
             self._first = shot.at
             self._thread = threading.Thread(target=self._write, args=(self._output,), daemon=True)
@@ -395,7 +396,21 @@ class _Recorder:
 # Sources
 
 
-class Camera:
+class _Decoder:
+    """What sources share that decode."""
+
+    damaged = 0  # packets
+
+    def _decoded(self, video: Any, packet: Any) -> list[Any]:
+        """A packet's frames; none of a damaged one, as the next may be whole."""
+        try:
+            return list(video.decode(packet))
+        except (pyav().FFmpegError, ValueError):
+            self.damaged += 1
+            return []
+
+
+class Camera(_Decoder):
     """A camera of this machine through FFmpeg's devices: Video4Linux, AVFoundation, DirectShow.
 
     device: a number, a path such as /dev/video2, or a name as the system lists it.
@@ -444,10 +459,12 @@ class Camera:
         with container:
             video = pick_video(container, self.name)
             video.thread_type = "SLICE"  # threads by frames would hold frames back
-            for frame in container.decode(video):
-                if stop.is_set():
-                    return
-                yield Shot(time.perf_counter(), frame)
+            for packet in container.demux(video):
+                at = time.perf_counter()  # before it is decoded
+                for frame in self._decoded(video, packet):
+                    if stop.is_set():
+                        return
+                    yield Shot(at, frame, video.sample_aspect_ratio)
 
 
 def _windows_camera(index: int) -> str:
@@ -462,7 +479,7 @@ def _windows_camera(index: int) -> str:
     return str(names[index])
 
 
-class File:
+class File(_Decoder):
     """A film played at its own rate, as a camera would show it."""
 
     lasting = False
@@ -477,13 +494,18 @@ class File:
     def shots(self, stop: threading.Event) -> Iterator[Shot]:
         with open_clip(self._path) as container:
             video = pick_video(container, self.name)
-            start: float | None = None
-            for frame in container.decode(video):
-                if frame.pts is None or frame.time_base is None:
-                    continue
-                due = float(frame.pts * frame.time_base)
-                if start is None:
-                    start = time.perf_counter() - due
-                if stop.wait(max(0.0, start + due - time.perf_counter())):
-                    return
-                yield Shot(time.perf_counter(), frame)
+            base = video.time_base or MILLISECOND
+            clock, times = Clock(Fraction(0)), FrameTimes(container.format.name)
+            step = 1 / Fraction(video.guessed_rate or 25)  # of a film without times
+            start, due = None, -step
+            for packet in demuxed(container, video):
+                if packet.size:
+                    clock.move(packet)
+                for frame in self._decoded(video, packet):
+                    ticks = times.of(frame)
+                    due = due + step if ticks is None else ticks * base
+                    if start is None:
+                        start = time.perf_counter() - float(due)
+                    if stop.wait(max(0.0, start + float(due) - time.perf_counter())):
+                        return
+                    yield Shot(time.perf_counter(), frame, video.sample_aspect_ratio)

@@ -104,7 +104,7 @@ OWNERS = {
     "onnx": {"onnx_export.py"},
     "click": {"cli.py"},
     "rich": {"cli.py", "live.py"},
-    "av": {"video.py", "live.py"},
+    "av": {"video_in.py", "video_out.py", "video_frames.py", "live.py"},
     "starlette": {"server.py", "guard.py", "protocol.py"},  # the folder web/
     "uvicorn": {"server.py"},
     "pybind11": set(),

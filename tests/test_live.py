@@ -9,14 +9,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tiny import environment, noise, tiny_model
 
 from pix2pix_fast import Engine, model
+from pix2pix_fast.cli import main
 from pix2pix_fast.errors import VideoError
 
 av: Any = pytest.importorskip("av")
@@ -185,6 +188,85 @@ def test_a_lost_source_leaves_a_whole_recording(engine: Engine, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
 
+def test_a_gap_in_a_film_is_no_loss(engine: Engine, tmp_path: Path) -> None:
+    source = clip(tmp_path / "in.mkv", [0, 40, 700, 740])
+    report = live(engine, File(source), stall=0.2)
+    assert (report.ended, report.captured) == ("source ended", 4)
+    assert (report.reconnections, report.warnings) == (0, [])
+
+
+def test_a_damaged_packet_of_a_film_is_skipped(engine: Engine, tmp_path: Path) -> None:
+    """It was an error, after which the film began again, for ever."""
+    source = clip(tmp_path / "in.mkv", [4 * i for i in range(50)])
+    with av.open(str(source)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0)]
+    length = bytes([0x7F, 255, 255, 255])  # of its first unit: more than there is
+    source.write_bytes(source.read_bytes().replace(packets[20], length + packets[20][4:]))
+    report = live(engine, File(source))
+    assert report.ended == "source ended" and report.reconnections == 0
+    assert 20 <= report.captured < 50
+    assert report.warnings == [f"{source}: 1 damaged packets were skipped"]
+
+
+def test_a_raw_stream_plays_at_its_rate(engine: Engine, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "in.h264"), "w") as output:
+        stream = output.add_stream("libx264", rate=50)
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+        for _ in range(10):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(noise((SIDE, SIDE, 3)), "rgb24")))
+        output.mux(stream.encode())
+    start = time.perf_counter()
+    report = live(engine, File(tmp_path / "in.h264"))
+    assert report.captured == 10 and time.perf_counter() - start >= 9 / 50
+
+
+def test_colour_arrays_for_a_gray_model(tmp_path: Path) -> None:
+    results: list[np.ndarray] = []
+    with Engine(tiny_model(depth=3, ci=1, co=1), threads=1, size=(SIDE, SIDE)) as gray:
+        live(gray, Fake(1, 0, "says nothing"), seconds=0.3, show=lambda r, _: results.append(r))
+    assert results[0].shape == (SIDE, SIDE)
+
+
+def test_the_time_is_up_in_a_pause_too(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pix2pix_fast.live.PAUSES", (30.0,))
+    start = time.perf_counter()
+    report = live(engine, Fake(1, 0.01, "fails"), seconds=0.5)
+    assert report.ended == "time is up" and time.perf_counter() - start < 10
+
+
+def test_an_age_begins_where_the_packet_came(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera = Camera(str(clip(tmp_path / "in.mkv", [0, 40, 80])))
+    camera._format, camera._device = "matroska", str(tmp_path / "in.mkv")
+    decoded = camera._decoded
+
+    def slow(video: Any, packet: Any) -> list[Any]:
+        time.sleep(0.05)
+        return decoded(video, packet)
+
+    monkeypatch.setattr(camera, "_decoded", slow)
+    report = LiveReport()
+    with pytest.raises(VideoError, match="it ended"):
+        live(engine, camera, retries=0, report=report)
+    assert report.translated and min(report.ages) >= 0.05
+
+
+def test_a_recording_keeps_the_shape_of_pixels(engine: Engine, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "in.mkv"), "w") as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 11)
+        for _ in range(3):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(noise((64, 96, 3)), "rgb24")))
+        output.mux(stream.encode())
+    live(engine, File(tmp_path / "in.mkv"), record=tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -211,6 +293,16 @@ def test_sources_are_local() -> None:
         File("https://example.com/film.mp4")
     with pytest.raises(FileNotFoundError):
         File("nowhere.mp4")
+
+
+def test_what_is_asked_of_a_camera_is_no_option_of_a_file(tmp_path: Path) -> None:
+    model.save(tiny_model(depth=3), tmp_path / "m.safetensors")
+    source = clip(tmp_path / "in.mp4", [0, 40])
+    command = ["live", str(tmp_path / "m.safetensors"), "--file", str(source), "--threads", "1"]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    for name, value in (("--camera", "0"), ("--size", "64x64"), ("--rate", "30")):
+        done = CliRunner().invoke(main, [*command, name, value])
+        assert done.exit_code == 2 and f"{name}: for a camera, not for --file" in done.output
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C to a child needs POSIX signals")

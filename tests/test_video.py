@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +21,7 @@ from pix2pix_fast.errors import VideoError
 av: Any = pytest.importorskip("av")
 
 from pix2pix_fast.video import translate_video  # noqa: E402
+from pix2pix_fast.video_out import Output, Plan  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +140,152 @@ def test_sound_is_copied_packet_by_packet(engine: Engine, tmp_path: Path, codec:
     assert packets(source) == packets(target) and report.audio_packets == len(packets(source)) > 0
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".m4v", ".mkv"])
+def test_sound_of_a_transport_stream(engine: Engine, tmp_path: Path, suffix: str) -> None:
+    """AAC has a header in each packet there, which MP4 must not get; the sound is the same."""
+    source, target = clip(tmp_path / "in.ts", EVEN, sound="aac"), tmp_path / f"out{suffix}"
+    report = translate_video(engine, source, target)
+    assert (report.frames, report.warnings) == (len(EVEN), [])
+
+    def sound(path: Path) -> bytes:
+        with av.open(str(path)) as container:
+            return b"".join(frame.to_ndarray().tobytes() for frame in container.decode(audio=0))
+
+    assert sound(source) == sound(target) and report.audio_packets > 15
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_that_cannot_be_written_is_left_out_and_named(tmp_path: Path, suffix: str) -> None:
+    """One packet whose time lies before the last: the film and the other packets go on."""
+    source = clip(tmp_path / "in.mkv", EVEN, sound="libmp3lame")
+    warnings: list[str] = []
+    with av.open(str(source)) as container:
+        output = Output(
+            tmp_path / f"out{suffix}",
+            64,
+            96,
+            encoder=("libx264", 20, "quick"),
+            plan=Plan(64, 96, Fraction(1, 1000), Fraction(25), None, 1, 1),
+            audio=list(container.streams.audio),
+            warn=warnings.append,
+        )
+        kept = []
+        for index, packet in enumerate(p for p in container.demux(audio=0) if p.size):
+            if index == 5:
+                packet.pts = packet.dts = packet.dts - 100
+            kept.append(output.sound(packet.stream_index, packet))
+        for index, at in enumerate(EVEN):
+            output.picture(at, picture(index))
+        output.flush()
+        output.finish()
+    assert kept == [index != 5 for index in range(len(kept))] and len(kept) > 10
+    assert len(warnings) == 1 and "some sound left out: mp3" in warnings[0], warnings
+    assert len(times_of(tmp_path / f"out{suffix}")) == len(EVEN)
+
+
 def test_a_part_of_a_film(engine: Engine, tmp_path: Path) -> None:
     source = clip(tmp_path / "in.mp4", EVEN)
     report = translate_video(engine, source, tmp_path / "out.mp4", start=0.2, end=0.5)
     assert report.frames == 8  # 0.20 s, which no float is, belongs to it
     assert times_of(tmp_path / "out.mp4") == [Fraction(i, 25) for i in range(8)]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_the_last_frame_stays_as_long(engine: Engine, tmp_path: Path, suffix: str) -> None:
+    source, target = tmp_path / "in.mp4", tmp_path / f"out{suffix}"
+    with av.open(str(source), "w") as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.max_b_frames = 0
+        packets = []
+        for index in range(3):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
+            frame.pts, frame.time_base = 1000 * index, Fraction(1, 1000)
+            packets += stream.encode(frame)
+        for packet in packets + stream.encode():
+            packet.duration = 5000 if packet.pts == 2000 else 1000
+            output.mux(packet)
+    translate_video(engine, source, target)
+    with av.open(str(target)) as container:
+        assert container.duration == 7_000_000
+    assert times_of(target) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_what_an_edit_list_hides_stays_hidden(
+    engine: Engine, tmp_path: Path, suffix: str
+) -> None:
+    """A film whose first 0.25 s lie before its beginning, as a cut without encoding makes it."""
+    whole, source = clip(tmp_path / "a.mov", EVEN, sound="aac"), tmp_path / "in.mp4"
+    with av.open(str(whole)) as one, av.open(
+        str(source), "w", options={"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    ) as two:
+        made = {s.index: two.add_stream_from_template(s) for s in one.streams}
+        for packet in one.demux():
+            if packet.size:
+                shift = round(Fraction(1, 4) / packet.time_base)
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                packet.stream = made[packet.stream.index]
+                two.mux(packet)
+    translate_video(engine, source, tmp_path / f"out{suffix}")
+
+    def heard(path: Path) -> list[Fraction]:
+        with av.open(str(path)) as container:
+            first = next(container.decode(video=0))
+            return [f.pts * f.time_base - first.time for f in container.decode(audio=0)]
+
+    before, after = heard(source), heard(tmp_path / f"out{suffix}")
+    # a decoder may need some more packets than it plays
+    assert len(before) <= len(after) <= len(before) + 3 and after[0] > -0.03
+    assert abs(before[-1] - after[-1]) < 0.002
+
+
+def test_titles_and_languages_are_kept(engine: Engine, tmp_path: Path) -> None:
+    source = clip(tmp_path / "a.mkv", EVEN, sound="aac")
+    with av.open(str(source)) as one, av.open(str(tmp_path / "in.mkv"), "w") as two:
+        two.metadata["title"] = "Der Film"
+        made = {s.index: two.add_stream_from_template(s) for s in one.streams}
+        made[1].metadata["language"] = "ger"
+        for packet in one.demux():
+            if packet.size:
+                packet.stream = made[packet.stream.index]
+                two.mux(packet)
+    for suffix in (".mp4", ".mkv"):
+        translate_video(engine, tmp_path / "in.mkv", tmp_path / f"out{suffix}")
+        with av.open(str(tmp_path / f"out{suffix}")) as container:
+            assert container.metadata["title"] == "Der Film"
+            assert container.streams.audio[0].language == "ger"
+
+
+def test_hevc_is_what_apple_plays_and_its_encoder_is_quiet(
+    engine: Engine, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = clip(tmp_path / "in.mp4", EVEN, size=(64, 64))
+    assert capfd.readouterr() is not None  # x264's own log, of making the clip
+    translate_video(engine, source, tmp_path / "out.mp4", codec="hevc")
+    assert capfd.readouterr() == ("", "")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.video[0].codec_context.codec_tag == "hvc1"
+    odd = tmp_path / "odd.mkv"
+    with av.open(str(odd), "w") as output:
+        stream = output.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 33, 31, "yuv444p"
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0, 31, 33), format="rgb24")))
+        output.mux(stream.encode())
+    report = translate_video(engine, odd, tmp_path / "b.mp4", codec="hevc")
+    assert report.warnings == ["33x31 became 34x32: HEVC needs even sizes, the last row or column is repeated"]
+
+
+def test_an_encoder_that_fails_is_named(tmp_path: Path) -> None:
+    plan = Plan(64, 96, Fraction(1, 1000), Fraction(25), None, 1, 1)
+    output = Output(tmp_path / "out.mp4", 64, 96, encoder=("libx264", 20, "quick"), plan=plan)
+    output.picture(0, picture(0))
+    output.flush()
+    with pytest.raises(VideoError, match="out.mp4.part: the encoder failed: "):
+        output.picture(1, picture(1))  # after its end
+    output.abandon()
+    assert not list(tmp_path.iterdir())
 
 
 def test_side_by_side_and_repeats(engine: Engine, tmp_path: Path) -> None:
@@ -154,23 +297,32 @@ def test_side_by_side_and_repeats(engine: Engine, tmp_path: Path) -> None:
         assert next(container.decode(video=0)).width == 192
 
 
-def test_cut_and_mutated_clips_end_well(engine: Engine, tmp_path: Path) -> None:
-    data = clip(tmp_path / "in.mp4", EVEN).read_bytes()
+@pytest.mark.parametrize(
+    ("name", "sound", "count"),
+    [("in.mp4", "", 100), ("in.mp4", "aac", 30), ("in.mkv", "aac", 30), ("in.ts", "aac", 40), ("in.flv", "aac", 40)],
+)
+def test_cut_and_mutated_clips_end_well(
+    engine: Engine, tmp_path: Path, name: str, sound: str, count: int
+) -> None:
+    data = clip(tmp_path / name, EVEN, sound=sound).read_bytes()
+    broken_name = f"broken{Path(name).suffix}"
     rng = np.random.default_rng(0)
-    for index in range(100):
+    for index in range(count):
         broken = bytearray(data[: int(rng.integers(1, len(data)))] if index % 2 else data)
         for _ in range(int(rng.integers(1, 20))):
             broken[int(rng.integers(len(broken)))] = int(rng.integers(256))
-        source, target = tmp_path / "broken.mp4", tmp_path / f"out{index}.mp4"
+        source = tmp_path / broken_name
+        target = tmp_path / f"out{index}{'.mkv' if sound and index % 3 == 0 else '.mp4'}"
+        part = {"start": 0.2, "end": 0.6} if sound and index % 4 == 0 else {}
         source.write_bytes(broken)
         try:
-            report = translate_video(engine, source, target)
+            report = translate_video(engine, source, target, **part)  # type: ignore[arg-type]
         except VideoError:
             assert not target.exists()
         else:
             assert len(times_of(target)) == report.frames > 0
-        left = {path.name for path in tmp_path.iterdir()} - {"in.mp4", "broken.mp4"}
-        assert all(name.startswith("out") and name.endswith(".mp4") for name in left), left
+        left = {path.name for path in tmp_path.iterdir()} - {name, broken_name}
+        assert all(one.startswith("out") and one.endswith((".mp4", ".mkv")) for one in left), left
 
 
 def test_what_is_no_video_is_refused(engine: Engine, tmp_path: Path) -> None:
@@ -190,6 +342,56 @@ def test_what_is_no_video_is_refused(engine: Engine, tmp_path: Path) -> None:
         translate_video(engine, good, tmp_path / "o.mp4", similar=-1)
 
 
+def test_a_part_that_is_there_is_left_alone(engine: Engine, tmp_path: Path) -> None:
+    """It may be the source, another run's, or all that is left of a recording."""
+    source = clip(tmp_path / "in.mp4", EVEN)
+    part, target = tmp_path / "out.mp4.part", tmp_path / "out.mp4"
+    source.rename(part)
+    before = part.read_bytes()
+    for begin in (part, clip(source, EVEN[:3])):
+        with pytest.raises(FileExistsError, match="still going.*rename or remove") as caught:
+            translate_video(engine, begin, target, overwrite=True)
+        assert caught.value.filename == str(part) and part.read_bytes() == before
+    part.unlink()
+    part.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError):
+        translate_video(engine, source, target)
+    part.unlink()
+
+    def late(*_: object) -> None:  # after the arguments were checked, another run makes it
+        if not taken.exists():
+            taken.write_bytes(b"mine")
+
+    taken = tmp_path / "b.mp4.part"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pix2pix_fast.video.check_target", late)
+        with pytest.raises(FileExistsError, match="still going"):
+            translate_video(engine, source, tmp_path / "b.mp4")
+    assert taken.read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.mp4.part", "in.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit for the size of files")
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_a_full_disk_is_no_success(engine: Engine, tmp_path: Path, name: str) -> None:
+    """Wherever it fills up: also in what FFmpeg writes last."""
+    import resource
+
+    source, target = clip(tmp_path / "in.mkv", EVEN, sound="aac"), tmp_path / name
+    translate_video(engine, source, target)
+    size = target.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for missing in (size // 2, 2500, 1500, 600, 1):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size - missing, hard))
+            with pytest.raises(VideoError, match=f"{name}.part cannot be written: File too large"):
+                translate_video(engine, source, target, overwrite=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert target.stat().st_size == size  # the old one
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv", name]
+
+
 def test_the_command(tmp_path: Path) -> None:
     model.save(tiny_model(depth=3), tmp_path / "m.safetensors")
     source = clip(tmp_path / "in.mp4", EVEN)
@@ -199,6 +401,30 @@ def test_the_command(tmp_path: Path) -> None:
     assert "20 frames" in done.output and (tmp_path / "out.mp4").exists()
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code != 0
+
+
+def test_the_command_says_when_a_film_is_not_whole(tmp_path: Path) -> None:
+    model.save(tiny_model(depth=3), tmp_path / "m.safetensors")
+    source, target = clip(tmp_path / "in.mkv", [40 * i for i in range(200)]), tmp_path / "out.mp4"
+    source.write_bytes(source.read_bytes()[: source.stat().st_size * 2 // 3])
+    arguments = ["video", str(tmp_path / "m.safetensors"), str(source), str(target), "--threads", "1"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1 and target.exists(), done.stderr
+    assert "in.mkv is damaged or ends early; " in done.stderr
+    assert done.stderr.rstrip().endswith("out.mp4 has what could be read of it")
+
+
+def test_interlaced_films_are_named(engine: Engine, tmp_path: Path) -> None:
+    source = tmp_path / "in.mkv"
+    with av.open(str(source), "w") as output:
+        options = {"flags": "+ilme+ildct", "top": "1"}
+        stream = output.add_stream("mpeg2video", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for index in range(3):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(index), format="rgb24")))
+        output.mux(stream.encode())
+    report = translate_video(engine, source, tmp_path / "out.mp4")
+    assert report.warnings == ["the source is interlaced; its two fields are translated as one frame"]
 
 
 @pytest.mark.parametrize("name", ["carphone_pristine.mp4", "pancake.mkv"])

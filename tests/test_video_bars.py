@@ -27,7 +27,8 @@ from pix2pix_fast.errors import VideoError
 
 av: Any = pytest.importorskip("av")
 
-from pix2pix_fast.video import BT601, BT709, FULL, LIMITED, translate_video  # noqa: E402
+from pix2pix_fast.video import translate_video  # noqa: E402
+from pix2pix_fast.video_frames import BT601, BT709, FULL, LIMITED  # noqa: E402
 
 MS = Fraction(1, 1000)
 
@@ -187,11 +188,14 @@ def test_colour_bars(matrix: str, full: bool, fit: Any, tmp_path: Path) -> None:
         assert np.abs(inside - colour).max() <= 2, (index, colour, inside[0, 0])
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
 @pytest.mark.parametrize("size", [(48, 64), (32, 40)])
-def test_colours_stay_where_sizes_change(size: tuple[int, int], tmp_path: Path) -> None:
+def test_colours_stay_where_sizes_change(
+    size: tuple[int, int], full: bool, tmp_path: Path
+) -> None:
     """Through a model of another size, there and back."""
-    tags = (BT601, LIMITED)
-    frame = bars_frame(MATRICES["601"], False)
+    tags = (BT601, FULL if full else LIMITED)
+    frame = bars_frame(MATRICES["601"], full)
     frame.colorspace, frame.color_range = tags
     source = write(tmp_path / "in.mp4", [frame], [0], options=EXACT, tags=tags)
     translate_video(Identity(size), source, tmp_path / "out.mp4", quality=0)  # type: ignore[arg-type]
@@ -235,8 +239,9 @@ def test_a_variable_rate_keeps_its_times(seed: int, tmp_path: Path) -> None:
     before, after = decoded(source), decoded(target)
     assert len(before) == len(after) == report.frames == len(times)
     assert (report.dropped, report.complete) == (0, True)
+    begin = times[0] * MS  # where the clip begins is 0 in the result
     for one, other in zip(before, after, strict=True):
-        assert abs(one.pts * one.time_base - other.pts * other.time_base) <= MS
+        assert abs(one.pts * one.time_base - begin - other.pts * other.time_base) <= MS
 
 
 def packet_times(path: Path, kind: str) -> list[Fraction]:
@@ -321,10 +326,34 @@ def test_killed_at_any_moment_the_name_is_absent_or_whole(tmp_path: Path) -> Non
         ends = list(pool.map(killed, range(20)))
     assert sum(there for there, _ in ends) < 20
     assert any(10 < seen < FRAMES for _, seen in ends)
-    # the next run is not disturbed by what was left
+    # the next run says what to do with what was left
+    with pytest.raises(FileExistsError, match="out1.mkv.part"):
+        translate_video(Identity((32, 32)), source, tmp_path / "out1.mkv", overwrite=True)  # type: ignore[arg-type]
+    (tmp_path / "out1.mkv.part").unlink()
     translate_video(Identity((32, 32)), source, tmp_path / "out1.mkv", overwrite=True)  # type: ignore[arg-type]
     assert len(decoded(tmp_path / "out1.mkv")) == FRAMES
     assert not (tmp_path / "out1.mkv.part").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C to a child needs POSIX signals")
+def test_an_impatient_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    frames = rgb_frames([np.zeros((32, 32, 3), np.uint8)] * FRAMES)
+    source = write(tmp_path / "in.mp4", frames, [40 * index for index in range(FRAMES)])
+    for pause in (0.02, 0.005, 0.001):
+        command = [sys.executable, "-c", CHILD, str(source), str(tmp_path / "out.mp4")]
+        with subprocess.Popen(
+            command, stdout=-1, stderr=-1, text=True, env=environment(), cwd="/"
+        ) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if int(line) == 20:
+                    break
+            for _ in range(4):
+                child.send_signal(signal.SIGINT)
+                time.sleep(pause)
+            _, errors = child.communicate(timeout=30)
+        assert child.returncode != 0 and "KeyboardInterrupt" in errors
+        assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
 def test_an_engine_that_fails_leaves_nothing(tmp_path: Path) -> None:

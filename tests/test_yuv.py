@@ -118,7 +118,7 @@ def test_against_libswscale(matrix: str, full: bool) -> None:
     """On 4:4:4 nothing is interpolated: both may round once, and libswscale's tables have 13 bits
     per factor and may err by 2^-13 * 255 of each of two differences more: within 1 level of ours."""
     av: Any = pytest.importorskip("av")
-    from pix2pix_fast.video import BT601, BT709, FULL, LIMITED
+    from pix2pix_fast.video_frames import BT601, BT709, FULL, LIMITED
 
     rng = np.random.default_rng(1)
     rgb = rng.integers(0, 256, (32, 32, 3), np.uint8)

@@ -1,0 +1,252 @@
+"""Films whose own times are missing, wrong, late or begin again, and parts of films without an index."""
+
+from __future__ import annotations
+
+import threading
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_video import picture, times_of
+from test_video_bars import Identity, packet_times
+
+from pix2pix_fast.engine import Lanes
+from pix2pix_fast.errors import VideoError
+
+av: Any = pytest.importorskip("av")
+
+from pix2pix_fast.video import VideoReport, translate_video  # noqa: E402
+from pix2pix_fast.video_out import Output, Plan  # noqa: E402
+from pix2pix_fast.video_times import Clock  # noqa: E402
+
+RATE = 25
+
+
+def film(
+    path: Path,
+    count: int,
+    *,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    sound: str = "",
+    sound_s: float = 1.0,
+    sound_at: float = 0.0,
+    begin: float = 0.0,
+) -> Path:
+    """`count` frames, 25 a second, from `begin` on; sound for sound_s seconds from `sound_at` on."""
+    packets: list[Any] = []
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=RATE, options=options or {})
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        audio = output.add_stream(sound, rate=48000, layout="mono") if sound else None
+        for index in range(count):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
+            frame.pts, frame.time_base = round(begin * RATE) + index, Fraction(1, RATE)
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        if audio is not None:
+            size = audio.codec_context.frame_size or 1024
+            kind = audio.codec_context.format.name
+            dtype = np.int16 if kind.startswith("s16") else np.float32
+            for index in range(round(sound_s * 48000 / size)):
+                block = av.AudioFrame.from_ndarray(np.zeros((1, size), dtype), kind, "mono")
+                block.sample_rate, block.time_base = 48000, Fraction(1, 48000)
+                block.pts = round(sound_at * 48000) + index * size
+                packets += audio.encode(block)
+            packets += audio.encode()
+        packets.sort(key=lambda packet: packet.dts * packet.time_base)
+        output.mux(packets)
+    return path
+
+
+def translated(source: Path, target: Path, **options: Any) -> VideoReport:
+    return translate_video(Identity(), source, target, overwrite=True, **options)  # type: ignore[arg-type]
+
+
+def steps(path: Path) -> list[float]:
+    times = times_of(path)
+    return [round(float(b - a), 3) for a, b in zip(times, times[1:], strict=False)]
+
+
+def offset(path: Path) -> float:
+    """Seconds from the last picture to the last sound."""
+    return float(packet_times(path, "audio")[-1] - packet_times(path, "video")[-1])
+
+
+def test_a_raw_stream_has_the_rate_it_names(tmp_path: Path) -> None:
+    report = translated(film(tmp_path / "in.h264", 30), tmp_path / "out.mp4")
+    assert (report.frames, report.dropped) == (30, 0)
+    assert times_of(tmp_path / "out.mp4")[0] == 0 and steps(tmp_path / "out.mp4") == [0.04] * 29
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_b_frames_in_avi_come_in_their_order(codec: str, tmp_path: Path) -> None:
+    """AVI keeps no times: what FFmpeg makes of H.264's are those of decoding, out of order."""
+    source = film(tmp_path / "in.avi", 30, codec=codec, options={"bf": "2"})
+    report = translated(source, tmp_path / "out.mp4")
+    assert (report.frames, report.dropped, report.warnings) == (30, 0, [])
+    assert steps(tmp_path / "out.mp4") == [0.04] * 29
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_joined_recordings_follow_each_other(suffix: str, tmp_path: Path) -> None:
+    target = tmp_path / f"out{suffix}"
+    once = film(tmp_path / "a.ts", 50, sound="mp2", sound_s=2)
+    (tmp_path / "in.ts").write_bytes(once.read_bytes() * 3)
+    report = translated(once, target)
+    count, between = report.audio_packets, offset(target)
+    report = translated(tmp_path / "in.ts", target)
+    assert report.complete and report.frames == 150 and report.audio_packets >= 3 * count - 3
+    assert report.warnings == ["times jump within the clip; what follows was moved"]
+    assert set(steps(target)) == {0.04}
+    assert abs(offset(target) - between) <= 0.05
+    silent = translated(tmp_path / "in.ts", target, audio="drop")
+    assert (silent.frames, silent.dropped) == (150, 0)
+
+
+class Packet:
+    """What a Clock looks at."""
+
+    time_base = Fraction(1, 100)
+    duration = 4
+
+    def __init__(self, stream: int, dts: int) -> None:
+        self.stream_index, self.dts, self.pts = stream, dts, dts
+
+
+@pytest.mark.parametrize(
+    ("times", "moved"),
+    [
+        ([(0, 500), (0, 504), (1, 500), (0, 508)], [0, 4, 0, 8]),
+        # the sound of the first recording still comes after pictures of the second
+        ([(0, 700), (1, 700), (0, 500), (1, 704), (0, 504), (1, 500)], [200, 200, 204, 204, 208, 204]),
+        # one wrong packet, back and far on
+        ([(0, 900), (0, 500), (0, 908), (0, 912)], [400, 404, 408, 412]),
+        ([(0, 500), (0, 9_000_000), (0, 508), (1, 508)], [0, 4, 8, 8]),
+        # a wait within a film is none
+        ([(0, 500), (0, 60_500), (1, 60_500)], [0, 60_000, 60_000]),
+        # a little back is left to who must drop it
+        ([(0, 500), (0, 480), (0, 508)], [0, -20, 8]),
+    ],
+)
+def test_the_clock(times: list[tuple[int, int]], moved: list[int]) -> None:
+    clock, packets = Clock(Fraction(5)), [Packet(*one) for one in times]
+    for packet in packets:
+        clock.move(packet)
+    assert [packet.dts for packet in packets] == [packet.pts for packet in packets] == moved
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_steps_that_mp4_cannot_hold_are_refused(suffix: str, tmp_path: Path) -> None:
+    """FFmpeg's writer would end the process."""
+    plan = Plan(64, 96, Fraction(1, 90_000), Fraction(25), None, 1, 1)
+    source = film(tmp_path / "in.mkv", 1, sound="aac")
+    with av.open(str(source)) as container:
+        audio = list(container.streams.audio)
+        output = Output(
+            tmp_path / f"out{suffix}", 64, 96, encoder=("libx264", 20, "quick"), plan=plan, audio=audio
+        )
+        packets = [packet for packet in container.demux(audio[0]) if packet.size]
+        packets[3].duration = 1 << 40
+        packets[5].dts = packets[5].pts = 1 << 33
+        kept = [output.sound(audio[0].index, packet) for packet in packets]
+        output.picture(0, picture(0), duration=1 << 40)
+        with pytest.raises(VideoError, match="a frame cannot be written: its time is too long after"):
+            output.picture(1 << 40, picture(1))
+            output.flush()
+        assert kept == [index != 5 for index in range(len(packets))]
+        output.abandon()
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("audio", ["copy", "drop"])
+def test_a_film_begins_at_0(suffix: str, audio: Any, tmp_path: Path) -> None:
+    """A broadcast's clock may stand at ten hours; players would wait so long."""
+    source = film(tmp_path / "in.ts", 30, sound="aac", begin=36_000, sound_at=36_000)
+    target = tmp_path / f"out{suffix}"
+    for start in (None, 0):
+        report = translated(source, target, audio=audio, start=start)
+        assert report.frames == 30
+        with av.open(str(target)) as container:
+            assert container.start_time <= 50_000 and container.duration < 1_500_000
+        if audio == "copy":
+            assert abs(offset(source) - offset(target)) <= 0.002
+    translated(source, target, audio=audio, start=0.4, end=0.8)
+    assert len(times_of(target)) == 10
+
+
+@pytest.mark.parametrize(("name", "codec"), [("in.ts", "libx264"), ("in.mpg", "mpeg2video"), ("in.flv", "libx264")])
+@pytest.mark.parametrize("start", [1.3, 5.3, 9.9, 15.0])
+def test_a_part_of_a_film_without_an_index(name: str, codec: str, start: float, tmp_path: Path) -> None:
+    """A search for a time in MPEG's streams ends behind the key frame that is needed."""
+    options = {"g": "100"} if name != "in.ts" else {"g": "250", "sc_threshold": "0"}
+    source = film(tmp_path / name, 450, codec=codec, options=options)
+    report = translated(source, tmp_path / "out.mkv", start=start, end=start + 1)
+    assert (report.frames, report.complete, report.warnings) == (25, True, [])
+    # the right ones
+    with av.open(str(source)) as container:
+        begin = Fraction(container.start_time, 1_000_000)
+        every = [frame.to_ndarray() for frame in container.decode(video=0) if frame.time - begin >= start - 1e-6]
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        first = next(container.decode(video=0)).to_ndarray()
+    near = [np.abs(first[:64].astype(int) - one[:64]).mean() for one in every[:3]]
+    assert near[0] == min(near), near
+
+
+@pytest.mark.parametrize("name", ["in.mkv", "in.flv", "in.mp4", "in.ts"])
+@pytest.mark.parametrize("audio", ["copy", "drop"])
+def test_sound_may_be_longer_than_the_pictures(name: str, audio: Any, tmp_path: Path) -> None:
+    source = film(tmp_path / name, 50, sound="aac", sound_s=3.2)
+    report = translated(source, tmp_path / "out.mkv", audio=audio)
+    assert (report.complete, report.warnings) == (True, [])
+
+
+def test_what_ends_early_is_reported(tmp_path: Path) -> None:
+    data = film(tmp_path / "in.mkv", 100, sound="aac", sound_s=4, options={"crf": "1"}).read_bytes()
+    (tmp_path / "in.mkv").write_bytes(data[: len(data) // 2])
+    report = translated(tmp_path / "in.mkv", tmp_path / "out.mkv")
+    assert not report.complete and "s of 4.0" in report.warnings[-1], report.warnings
+
+
+@pytest.mark.parametrize(("sound_s", "packets"), [(20, 48), (0.5, 24)])
+def test_reading_stops_at_the_end_that_was_asked_for(
+    sound_s: float, packets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at that of the film: nor of pictures nor of sound, which may have ended before."""
+    source = film(tmp_path / "in.mkv", 1000, sound="aac", sound_s=sound_s)
+    read: list[int] = []
+    from pix2pix_fast.video_in import Reader
+
+    note = Reader._note
+    monkeypatch.setattr(Reader, "_note", lambda self, packet: (read.append(1), note(self, packet))[1])
+    report = translated(source, tmp_path / "out.mkv", end=1.0)
+    assert report.frames == 25 and abs(report.audio_packets - packets) <= 2
+    # at most the ten seconds that are waited for sound
+    assert len(read) < (120 if sound_s > 1 else 11.5 * RATE + 30)
+
+
+@pytest.mark.parametrize("sound_at", [0.0, 8.0])
+def test_the_part_grows_although_sound_is_late(sound_at: float, tmp_path: Path) -> None:
+    """MP4's header waits for every track; a track without sound in the range would keep it at 0 bytes."""
+    source = film(tmp_path / "in.mkv", 300, sound="aac", sound_at=sound_at)
+    part, target = tmp_path / "out.mp4.part", tmp_path / "out.mp4"
+    sizes: list[int] = []
+    reached = threading.Event()
+
+    class Slow(Identity):
+        def translate(self, picture: np.ndarray) -> np.ndarray:
+            if len(sizes) == 120:
+                reached.wait(1)  # the writer is at most some frames behind
+            sizes.append(part.stat().st_size)
+            return picture.copy()
+
+        def lanes(self) -> Lanes:
+            return Lanes(self.translate, 1)
+
+    translate_video(Slow(), source, target, start=2.0)  # type: ignore[arg-type]
+    assert sizes[120] > 2000 and len(times_of(target)) == 250
+    if sound_at:
+        assert abs(offset(source) - offset(target)) <= 0.03
