@@ -65,6 +65,9 @@ class _Verb(click.Command):
         except KeyboardInterrupt:
             _complain("interrupted")
             ctx.exit(130)
+        except BrokenPipeError:  # `| head` has read enough; what Python still holds goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
         except Exception as error:
             if ctx.meta["debug"]:
                 raise

@@ -261,6 +261,13 @@ def test_alone_it_says_what_there_is(run: Run) -> None:
     assert result.exit_code == 0 and result.stdout.count("\n") > 10
 
 
+def test_a_pipe_that_closes_early_is_no_error(path: str) -> None:
+    shell = f"{sys.executable} -m pix2pix_fast.cli info {path} | true"
+    for _ in range(3):  # whether the pipe is closed by then is a matter of luck
+        done = subprocess.run(shell, shell=True, capture_output=True, text=True, env=environment())
+        assert done.stderr == ""
+
+
 def test_a_list_from_windows(run: Run, path: str, tmp_path: Path) -> None:
     draw(tmp_path / "a.png")
     (tmp_path / "list.txt").write_bytes("\ufeffa.png\r\n".encode())

@@ -634,6 +634,11 @@ def test_an_early_interruption_does_not_claim_a_state(pairs, tmp_path, monkeypat
 # ---- devices ----
 
 
+def test_a_device_that_is_none():
+    with pytest.raises(ValueError, match="expected auto, cpu or cuda, got 'foo'"):
+        distributed.start("foo")
+
+
 def test_cuda_is_the_gpu_of_this_process(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

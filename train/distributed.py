@@ -26,6 +26,10 @@ def start(device: str = "auto") -> str:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device}: PyTorch {torch.__version__} sees no GPU; cpu works")
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device: expected auto, cpu or cuda, got {device!r}") from None
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     if device.startswith("cuda"):
