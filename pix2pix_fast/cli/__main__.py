@@ -1,0 +1,5 @@
+"""python -m pix2pix_fast.cli"""
+
+from . import main
+
+main()
