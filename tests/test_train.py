@@ -535,6 +535,9 @@ def test_every_recipe_trains(name, facades, tmp_path):
     assert trainer.g.skips == ("encdec" not in name)
 
 
+TO_LABELS = {"task": "street photo to labels", "direction": "AtoB"}
+
+
 @pytest.mark.parametrize(
     ("name", "differs"),
     [
@@ -546,6 +549,9 @@ def test_every_recipe_trains(name, facades, tmp_path):
         ("table3_pixel", {"d_layers": 0}),
         ("table3_16", {"d_layers": 1}),
         ("table3_286", {"d_layers": 5}),
+        ("table6_l1_cgan", TO_LABELS),
+        ("table6_cgan", {"l1_weight": 0.0, **TO_LABELS}),
+        ("table6_l1", {"gan_weight": 0.0, **TO_LABELS}),
     ],
 )
 def test_ablations_differ_from_the_method_as_the_paper_says(name, differs):

@@ -115,6 +115,20 @@ def test_lab_of_known_colours(rgb, lab):
     np.testing.assert_allclose(colour.lab_to_rgb(np.array(lab)), rgb, atol=0.001)
 
 
+def test_inpainting_hides_the_middle(tmp_path):
+    (tmp_path / "train").mkdir()
+    photo = picture(24, 24) // 2  # nowhere white
+    Image.fromarray(photo).save(tmp_path / "train" / "a.png")
+    v = values(data_form="inpainting", size=16, load_size=24)
+    for epoch in (-1, 0):
+        x, t, _ = Pairs(tmp_path, "train", v)[epoch, 0]
+        hidden = (x == 1).all(0)
+        assert hidden[4:12, 4:12].all() and hidden.sum() == 64
+        assert torch.equal(x[:, ~hidden], t[:, ~hidden]) and t.max() < 0.1
+    with pytest.raises(DataError, match="as many channels as B, got 1 and 3"):
+        Pairs(tmp_path, "train", v | {"in_channels": 1})
+
+
 def test_edges_of_a_square_are_its_outline(tmp_path):
     array = np.full((40, 40, 3), 30, np.uint8)
     array[10:30, 10:30] = 220

@@ -4,6 +4,7 @@
     folders       DATA/A/train/NAME and DATA/B/train/NAME (or DATA/A and DATA/B), any suffixes
     colorization  DATA/train/*.jpg, any photos: A = lightness (1 channel), B = a and b of Lab (2)
     edges         DATA/train/*.jpg, any photos: A = edges found in the photo, B = the photo
+    inpainting    DATA/train/*.jpg, any photos: A = the photo with a white hole, B = the photo
 
 Folders inside are read too, such as the classes of ImageNet. Every random choice follows from
 (seed, epoch, pair): the same for any number of workers and processes, and after a resume nothing
@@ -29,7 +30,7 @@ from torch.utils.data import Dataset
 LOG = logging.getLogger("pix2pix_fast.train")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
-FORMS = ("pairs", "folders", "colorization", "edges")
+FORMS = ("pairs", "folders", "colorization", "edges", "inpainting")
 
 
 class DataError(ValueError):
@@ -151,6 +152,15 @@ def to_pixels(y: Tensor) -> np.ndarray:
     return levels.round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
+def with_hole(x: Tensor) -> Tensor:
+    """(C, size, size) with its middle white: half of each side, a quarter of the picture."""
+    size = x.shape[1]
+    begin, end = size // 4, size // 4 + size // 2
+    holed = x.clone()
+    holed[:, begin:end, begin:end] = 1.0
+    return holed
+
+
 class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
     """The pairs of one split; item (epoch, index) is (input, target, index), epoch -1: not
     augmented.
@@ -177,6 +187,8 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
                 f"in_channels {values['in_channels']}, out_channels {values['out_channels']} "
                 f"with direction {values['direction']}"
             )
+        if form == "inpainting" and (ci := self._channels()[0]) != (co := self._channels()[1]):
+            raise DataError(f"inpainting: A has as many channels as B, got {ci} and {co}")
         if form == "edges" and self._channels()[0] not in (1, 3):
             raise DataError(f"edges: A has 1 or 3 channels, got {self._channels()[0]}")
         self.files = self._two_folders() if form == "folders" else self._one_folder()
@@ -215,6 +227,8 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
             x, t = colour.split(b)
         else:
             x, t = to_tensor(a), to_tensor(b)
+        if self.values["data_form"] == "inpainting":
+            x = with_hole(x)
         if self.values["direction"] == "BtoA":
             x, t = t, x
         return x, t, index
@@ -243,6 +257,9 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
             photo = to_channels(read_picture(files[0]), 3, files[0])
             return photo, photo
         ci, co = self._channels()
+        if form == "inpainting":
+            photo = to_channels(read_picture(files[0]), co, files[0])
+            return photo, photo
         if form == "edges":
             photo = resize(read_picture(files[0]), side, side)
             edges = colour.edges(to_channels(photo, 3, files[0]))
@@ -302,6 +319,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
             "folders": [(0, ci), (1, co)],
             "colorization": [(0, 3)],
             "edges": [(0, 3), (0, co)],
+            "inpainting": [(0, co)],
         }[self.values["data_form"]]
         bad = []
         for files in self.files:

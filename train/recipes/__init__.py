@@ -37,7 +37,7 @@ DEFAULTS: Values = {
     "penalty_weight": 10.0,  # wgangp only
     "halve_d": True,  # junyanz halves D's loss, the paper's code does not
     # data
-    "data_form": "pairs",  # pairs | folders | colorization | edges
+    "data_form": "pairs",  # pairs | folders | colorization | edges | inpainting
     "direction": "AtoB",  # A is the left half, or folder A
     "mirrored": False,  # the pair files were flipped left-right as a whole
     "in_channels": 3,
