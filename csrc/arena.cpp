@@ -72,6 +72,10 @@ Memory::~Memory() {
   else std::free(data_);
 }
 
+void Memory::touch() {
+  if (data_) std::memset(data_, 0, bytes_);
+}
+
 Memory::Memory(Memory&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
 

@@ -25,6 +25,7 @@ class Memory {
   Memory& operator=(Memory&& other) noexcept;
   char* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
+  void touch();  // the system gives pages where they are first written: now; the contents are zeroed
 
  private:
   char* data_ = nullptr;

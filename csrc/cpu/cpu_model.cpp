@@ -40,21 +40,6 @@ std::unordered_set<CpuModel*>& models() {
   return *set;
 }
 
-// One grey picture of the plan's size and room for its translation: it costs what any picture costs.
-struct GreyPicture {
-  GreyPicture(const Network& network, const Plan& plan)
-      : in((size_t)plan.h * plan.w * network.layers.front().ci, 128), out((size_t)plan.h * plan.w * network.channels_out()) {
-    src = view(in, plan, network.layers.front().ci);
-    dst = view(out, plan, network.channels_out());
-  }
-  static ImageView view(std::vector<uint8_t>& bytes, const Plan& plan, int32_t channels) {
-    return {(char*)bytes.data(), PixelType::kU8, 1, plan.h, plan.w, channels, 0, (int64_t)plan.w * channels, channels, 1,
-            -1.0f, 1.0f};
-  }
-  std::vector<uint8_t> in, out;
-  ImageView src, dst;
-};
-
 class CpuModel final : public CompiledModel {
  public:
   CpuModel(Network network, WeightSource& weights, const CompileOptions& options);
@@ -152,10 +137,7 @@ CpuModel::CpuModel(Network network, WeightSource& weights, const CompileOptions&
   layers_.resize(count);
   for (int32_t i = 0; i < count; ++i) pack(i, weights.fetch(network_.layers[i]), *runtime->pool);
   Slots slot = acquire(*runtime, options.h, options.w);
-  // Touches every page of buffers and weights, which else the first call would.
-  const GreyPicture grey(network_, slot.front()->plan());
-  slot.front()->bind(grey.src.h, grey.src.w);
-  slot.front()->run(*runtime->pool, {&grey.src, &grey.dst, 0, 0, 0, nullptr, true, nullptr});
+  slot.front()->touch();  // or the first call would take twice as long
   release(*runtime, std::move(slot));
   runtime_ = runtime.release();
   load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -326,12 +308,16 @@ std::vector<StepReport> CpuModel::plan(int32_t h, int32_t w) { return report(pla
 
 std::vector<StepReport> CpuModel::timed(int32_t h, int32_t w, int32_t repeats) {
   Executable executable(network_, layers_, plan_for(h, w, false), threads_);
-  const GreyPicture grey(network_, executable.plan());
-  executable.bind(grey.src.h, grey.src.w);
+  executable.bind(h, w);
+  const int32_t ci = network_.layers.front().ci, co = network_.channels_out();
+  const std::vector<float> grey((size_t)h * w * ci);
+  std::vector<float> picture((size_t)h * w * co);
+  const ImageView src{(char*)grey.data(), PixelType::kF32, 1, h, w, ci, 0, (int64_t)w * ci * 4, (int64_t)ci * 4, 4, -1.0f, 1.0f};
+  const ImageView dst{(char*)picture.data(), PixelType::kF32, 1, h, w, co, 0, (int64_t)w * co * 4, (int64_t)co * 4, 4, -1.0f, 1.0f};
   ThreadPool pool(threads_);
   std::vector<double> best, step_us(network_.layers.size());
   for (int32_t r = 0; r <= repeats; ++r) {  // the first one warms up
-    executable.run(pool, {&grey.src, &grey.dst, 0, 0, seed_.value_or(0), nullptr, true, &step_us});
+    executable.run(pool, {&src, &dst, 0, 0, seed_.value_or(0), nullptr, true, &step_us});
     if (r == 1) best = step_us;
     for (size_t i = 0; i < best.size(); ++i) best[i] = std::min(best[i], step_us[i]);
   }

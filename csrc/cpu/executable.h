@@ -30,6 +30,11 @@ class Executable {
   int64_t bytes() const { return arena_.bytes() + scratch_.bytes(); }
   const char* output(int32_t step) const { return arena_.data() + plan_.steps[step].dst; }
 
+  // Has the system give every page of the buffers now.
+  void touch() {
+    arena_.touch();
+    scratch_.touch();
+  }
   // Binds pictures of h x w (at most the plan's padded size).
   void bind(int32_t h, int32_t w);
 
