@@ -13,32 +13,19 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-COLOURS = {
-    "background": (0, 0, 221),
-    "facade": (0, 48, 255),
-    "window": (0, 128, 255),
-    "door": (0, 208, 255),
-    "cornice": (255, 80, 0),
-    "sill": (34, 255, 221),
-    "balcony": (190, 255, 64),
-    "blind": (255, 240, 0),
-    "deco": (255, 160, 0),
-    "moulding": (115, 255, 140),
-    "pillar": (255, 0, 0),
-    "shop": (176, 0, 0),
-}
+from pix2pix_fast.palettes import FACADES
 
 
 class Front:
     """A sheet of labels that is drawn on from the outside in: (x, y) top left, in pixels."""
 
     def __init__(self, width: int, height: int) -> None:
-        self.image = Image.new("RGB", (width, height), COLOURS["background"])
+        self.image = Image.new("RGB", (width, height), FACADES["background"])
         self.pen = ImageDraw.Draw(self.image)
 
     def box(self, label: str, x: float, y: float, w: float, h: float) -> None:
         x, y, w, h = round(x), round(y), round(w), round(h)
-        self.pen.rectangle((x, y, x + w - 1, y + h - 1), COLOURS[label])
+        self.pen.rectangle((x, y, x + w - 1, y + h - 1), FACADES[label])
 
     def window(self, x: float, y: float, w: float, h: float, style: str = "") -> None:
         """A window; style letters add s sill, m moulding, b blind, d deco, B balcony, p pillars."""

@@ -18,7 +18,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import palettes
 from ..engine import Engine
 from ..errors import BackendUnavailable
 from . import protocol
@@ -56,33 +57,31 @@ IDLE_SECONDS = 10.0  # after this silence a client's place may go to a newcomer,
 DEFAULT_MODELS = ("facades_labels2photo.safetensors", "edges2photo.safetensors")
 
 Palette = tuple[tuple[str, str], ...]
-CMP: Palette = (  # the twelve classes of CMP Facades, the ones most drawn with first
-    ("Facade", "#0030ff"),
-    ("Window", "#0080ff"),
-    ("Door", "#00d0ff"),
-    ("Cornice", "#ff5000"),
-    ("Sill", "#22ffdd"),
-    ("Balcony", "#beff40"),
-    ("Blind", "#fff000"),
-    ("Moulding", "#73ff8c"),
-    ("Pillar", "#ff0000"),
-    ("Deco", "#ffa000"),
-    ("Shop", "#b00000"),
-    ("Background", "#0000dd"),
-)
-CITYSCAPES: Palette = (
-    ("Road", "#804080"),
-    ("Pavement", "#f423e8"),
-    ("Building", "#464646"),
-    ("Wall", "#66669c"),
-    ("Fence", "#be9999"),
-    ("Pole", "#999999"),
-    ("Sign", "#dcdc00"),
-    ("Trees", "#6b8e23"),
-    ("Grass", "#98fb98"),
-    ("Sky", "#4682b4"),
-    ("Person", "#dc143c"),
-    ("Car", "#00008e"),
+
+
+def _shown(colours: Mapping[str, palettes.Rgb], names: Mapping[str, str] | None = None) -> Palette:
+    """(name for people, "#rrggbb") of the classes in `names`, or of all."""
+    names = names or {name: name.capitalize() for name in colours}
+    return tuple((shown, f"#{bytes(colours[name]).hex()}") for name, shown in names.items())
+
+
+CMP = _shown(palettes.FACADES)
+CITYSCAPES = _shown(
+    palettes.CITYSCAPES,
+    {
+        "road": "Road",
+        "sidewalk": "Pavement",
+        "building": "Building",
+        "wall": "Wall",
+        "fence": "Fence",
+        "pole": "Pole",
+        "traffic sign": "Sign",
+        "vegetation": "Trees",
+        "terrain": "Grass",
+        "sky": "Sky",
+        "person": "Person",
+        "car": "Car",
+    },
 )
 
 

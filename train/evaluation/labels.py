@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pix2pix_fast import palettes
+
 
 class Palette(NamedTuple):
     """The colours of label pictures."""
@@ -31,45 +33,10 @@ class Palette(NamedTuple):
     void: tuple[tuple[int, int, int], ...] = ()  # of pixels that nobody asks about
 
 
-FACADES = Palette(
-    {
-        "background": (0, 0, 221),
-        "facade": (0, 48, 255),
-        "window": (0, 128, 255),
-        "door": (0, 208, 255),
-        "cornice": (255, 80, 0),
-        "sill": (34, 255, 221),
-        "balcony": (190, 255, 64),
-        "blind": (255, 240, 0),
-        "deco": (255, 160, 0),
-        "moulding": (115, 255, 140),
-        "pillar": (255, 0, 0),
-        "shop": (176, 0, 0),
-    }
-)
+FACADES = Palette(palettes.FACADES)
 
 CITYSCAPES = Palette(
-    {
-        "road": (128, 64, 128),
-        "sidewalk": (244, 35, 232),
-        "building": (70, 70, 70),
-        "wall": (102, 102, 156),
-        "fence": (190, 153, 153),
-        "pole": (153, 153, 153),
-        "traffic light": (250, 170, 30),
-        "traffic sign": (220, 220, 0),
-        "vegetation": (107, 142, 35),
-        "terrain": (152, 251, 152),
-        "sky": (70, 130, 180),
-        "person": (220, 20, 60),
-        "rider": (255, 0, 0),
-        "car": (0, 0, 142),
-        "truck": (0, 0, 70),
-        "bus": (0, 60, 100),
-        "train": (0, 80, 100),
-        "motorcycle": (0, 0, 230),
-        "bicycle": (119, 11, 32),
-    },
+    palettes.CITYSCAPES,
     # Pole groups and licence plates have the colours of poles and cars: nobody can tell them apart.
     void=(
         (0, 0, 0),  # unlabelled, ego vehicle, rectification border, out of roi, static
