@@ -389,24 +389,37 @@ class Engine:
                 f"out: expected a list of {len(items)} arrays for a list of {len(items)} pictures, "
                 f"got {_brief(out)}"
             )
+        pictures = iter(self._taken(items, outs, layout))
+        if out is not None:  # an `out` may be the memory of a picture to come: read all before
+            pictures = iter(list(pictures))
         results: list[Any] = []
-        taken: dict[int, Any] = {}  # pictures read before their turn
         frame = 0
-        for index, (item, target) in enumerate(zip(items, outs, strict=True)):
+        for index, target in enumerate(outs):
+            picture = next(pictures)
             try:
-                picture = taken.pop(index) if index in taken else self._take(item, layout)
-                if target is not None:  # which may be the memory of pictures to come
-                    room = picture.room(self._co, target)
-                    for later in range(index + 1, len(items)):
-                        if later not in taken:
-                            taken[later] = self._take(items[later], layout)
-                        if taken[later].reads(room.pixels):
-                            taken[later] = taken[later].snapshot()
                 results.append(self._translate(picture, target, value_range, frame))
             except Exception as error:
                 raise _named(error, f"image[{index}]") from error
             frame += len(picture.pixels)
         return tuple(results) if isinstance(items, tuple) else results
+
+    def _taken(
+        self, items: Iterable[Any], outs: Iterable[Any], layout: images.Layout | None
+    ) -> Iterator[Any]:
+        """The pictures of a list; in memory of their own where an earlier `out` is theirs. (Device
+        memory is not looked at.)"""
+        rooms: list[np.ndarray] = []
+        for index, (item, target) in enumerate(zip(items, outs, strict=True)):
+            try:
+                picture = self._take(item, layout)
+                if isinstance(picture.pixels, np.ndarray):
+                    if any(picture.reads(room) for room in rooms):
+                        picture = picture.snapshot()
+                    if target is not None:
+                        rooms.append(picture.room(self._co, target).pixels)
+            except Exception as error:
+                raise _named(error, f"image[{index}]") from error
+            yield picture
 
     def _run(self, src: Any, dst: Any, value_range: Range, frame: int) -> None:
         """src (n, h, w, ci) -> dst (n, h, w, co), both np.ndarray or both device.View."""

@@ -163,6 +163,16 @@ def test_an_out_may_be_another_picture_of_the_list(engine: Engine) -> None:
         np.testing.assert_array_equal(result, expected)
 
 
+def test_an_error_in_a_list_with_out_names_its_picture(engine: Engine) -> None:
+    good, room = noise((16, 16, 3)), np.zeros((16, 16, 3), np.uint8)
+    bad = np.zeros((16, 16, 7), np.uint8)
+    with pytest.raises(ValueError, match=r"^image\[1\]: "):
+        engine.translate([good, bad], out=[room, np.zeros_like(room)])
+    assert not room.any()  # nothing half-written
+    with pytest.raises((TypeError, ValueError), match=r"^image\[1\]: out: "):
+        engine.translate([good, good], out=[room, np.zeros((8, 8, 3), np.uint8)])
+
+
 def test_closing_during_private_timing_is_safe() -> None:
     """The core's own handle keeps the model alive through a call (it crashed)."""
     code = """
