@@ -12,19 +12,15 @@ from __future__ import annotations
 import functools
 import os
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import native
 import pytest
 
 from pix2pix_fast import _core
 
-ROOT = Path(__file__).parents[1]
-# cmake and ninja may be those of this environment, which need not be active
-PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 ALL_ROOMS = bool(int(os.environ.get("P2P_EXHAUSTIVE", "0")))
 RUNNABLE = _core.cpu()["runnable"]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -38,9 +34,7 @@ EVERY_THREADING = [
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
     """`driver("address,undefined")` is a function that runs that build: run("key=value", ...)."""
-    missing = [tool for tool in ("cmake", "ninja", "c++") if shutil.which(tool, path=PATH) is None]
-    if missing:
-        pytest.skip(f"building the driver needs {' and '.join(missing)}")
+    native.need_tools()
     # P2P_DRIVER_BUILDS keeps the builds between runs
     kept = os.environ.get("P2P_DRIVER_BUILDS")
     base = Path(kept) if kept else tmp_path_factory.mktemp("driver")
@@ -48,27 +42,13 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
     @functools.cache
     def build(sanitize: str) -> Path:
         folder = base / (sanitize.replace(",", "-") or "plain")
-        options = [
-            "-G",
-            "Ninja",
-            "-DP2P_CUDA=off",  # a minute each, for kernels that a driver of the CPU does not run
-            "-DP2P_PYTHON=OFF",
-            "-DP2P_DRIVER=ON",
-            f"-DP2P_SANITIZE={sanitize}",
-        ]
+        options = ["-DP2P_PYTHON=OFF", "-DP2P_DRIVER=ON", f"-DP2P_SANITIZE={sanitize}"]
         if sanitize:
             if not sanitizer_links(sanitize, base):
                 pytest.skip(f"this compiler has no runtime for -fsanitize={sanitize}")
             if not ALL_ROOMS:
                 options += ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=portable"]
-        for command in (
-            ["cmake", "-S", str(ROOT), "-B", str(folder), *options],
-            ["cmake", "--build", str(folder), "--target", "p2p_driver"],
-        ):
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": PATH}
-            )
-            assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        native.build(folder, "p2p_driver", *options)
         return folder / "p2p_driver"
 
     def runner(sanitize: str) -> Run:

@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from native import ROOT, build
 
 import pix2pix_fast
 from pix2pix_fast import _core
 
-ROOT = Path(__file__).parents[1]
-PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-PYTEST = str(Path(sys.executable).parent / "pytest")  # `python -m` would find the source folder first
+PYTEST = str(
+    Path(sys.executable).parent / "pytest"
+)  # `python -m` would find the source folder first
 EMULATED = [room for room in ("avx512", "avx512bf16", "amx") if room not in _core.cpu()["runnable"]]
 MODULES = 3 if int(os.environ.get("P2P_EXHAUSTIVE", "0")) else 1  # whole networks take minutes more
 
@@ -29,9 +30,6 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         pytest.skip("this CPU runs every room")
     if "avx2" not in _core.cpu()["runnable"]:
         pytest.skip("the emulation is made of AVX2 instructions, which this CPU lacks")
-    missing = [tool for tool in ("cmake", "ninja", "c++") if shutil.which(tool, path=PATH) is None]
-    if missing:
-        pytest.skip(f"building the emulation needs {' and '.join(missing)}")
     import pybind11
 
     folder = tmp_path_factory.mktemp("emulated")
@@ -39,29 +37,21 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     shutil.copytree(
         Path(pix2pix_fast.__file__).parent, package, ignore=shutil.ignore_patterns("_core*.so")
     )
-    options = {
-        "P2P_EMULATE": "ON",
-        "P2P_CUDA": "off",
-        "P2P_MODULE_DIR": str(package),
-        "pybind11_DIR": pybind11.get_cmake_dir(),
-        "Python_EXECUTABLE": sys.executable,
-        "PYTHON_EXECUTABLE": sys.executable,
-        "CMAKE_MAKE_PROGRAM": str(shutil.which("ninja", path=PATH)),
-    }
-    build = str(folder / "build")
-    defined = [f"-D{name}={value}" for name, value in options.items()]
-    for command in (
-        ["cmake", "-S", str(ROOT), "-B", build, "-G", "Ninja", *defined],
-        ["cmake", "--build", build, "--target", "_core"],
-    ):
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": PATH}
-        )
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    build(
+        folder / "build",
+        "_core",
+        "-DP2P_EMULATE=ON",
+        f"-DP2P_MODULE_DIR={package}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DPYTHON_EXECUTABLE={sys.executable}",
+    )
     return {**os.environ, "PYTHONPATH": str(package.parent)}
 
 
-@pytest.mark.parametrize("module", ["test_kernels.py", "test_layers.py", "test_network.py"][:MODULES])
+@pytest.mark.parametrize(
+    "module", ["test_kernels.py", "test_layers.py", "test_network.py"][:MODULES]
+)
 def test_emulated_rooms(module: str, environment: dict[str, str]) -> None:
     done = subprocess.run(
         [PYTEST, "-q", "-p", "no:cacheprovider", f"tests/{module}",
