@@ -19,13 +19,7 @@ from pix2pix_fast.train.trainer import Trainer
 from pix2pix_fast import Engine, ModelFormatError
 from pix2pix_fast import model as model_file
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def net_of(norm="batch", **overrides):

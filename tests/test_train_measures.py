@@ -41,12 +41,7 @@ FOUR = labels.Palette(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def save(folder: Path, **pictures: np.ndarray) -> Path:

@@ -21,14 +21,7 @@ from pix2pix_fast.train.networks import PatchGAN, ResNet, UNet, init_weights
 from pix2pix_fast.train.trainer import Trainer, TrainingStopped
 from torch import nn
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small only lose time to a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 RTOL, ATOL = 1e-8, 1e-11  # float64, thousands of sums; gradients of order 1e-3 to 1
