@@ -300,6 +300,19 @@ def test_pictures_in_device_memory(built: Path) -> None:
         assert cuda.translate(Array(floats, stream), out=out) is out
         stream.finish()
         assert close(out.get(), wanted)
+        batch, later = Array(host, stream), Array(host, stream)
+        later.pointer = batch.pointer + host[0].nbytes  # a part of the batch would be read after it is written
+        try:
+            cuda.translate(batch, out=later)
+            raise AssertionError("taken")
+        except ValueError as error:
+            assert "overlaps the batch" in str(error)
+        assert cuda.translate(batch, out=batch) is batch
+        mixed = [Array(host[0], stream), host[1].copy()]
+        cuda.translate(mixed, out=mixed)
+        stream.finish()
+        assert np.array_equal(mixed[0].get(), wanted[0]) and np.array_equal(mixed[1], wanted[1])
+        assert np.array_equal(batch.get(), wanted)
         result = cuda.translate(Array(floats * 4 - 1, stream), value_range=(-1, 3))
         stream.finish()
         assert np.abs((result.get() + 1) / 4 - wanted / 255).max() < 1 / 255
