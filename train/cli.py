@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import click
 from pix2pix_fast.train import recipes
 
+from pix2pix_fast.cli import words
+
 # About a minute on two cores: the whole machinery, nothing worth looking at.
 SMOKE: dict[str, Any] = {
     "ngf": 8,
@@ -151,11 +153,13 @@ def export(
             if path.suffix != ".pth":
                 path.mkdir(parents=True, exist_ok=True)
                 path /= "latest_net_G.pth"
-            _refuse_existing(path, overwrite)
+            words.refuse_existing(str(path), overwrite)
             for written in exporter.to_junyanz(source, path, which=which):
                 click.echo(written)
             return
-        _refuse_existing(Path(output), overwrite)
+        if Path(output).is_dir():
+            raise click.UsageError(f"{output} is a folder, expected a file")
+        words.refuse_existing(output, overwrite)
         entries = dict(entry.partition("=")[::2] for entry in card)
         made = exporter.to_file(source, output, dtype=dtype, which=which, card=entries)
     except (ValueError, OSError, RuntimeError) as error:
@@ -183,16 +187,7 @@ def colorize(model: str, picture: str, output: str) -> None:
         _fail(error)
 
 
-def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if path.is_dir():
-        raise click.UsageError(f"{path} is a folder, expected a file")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; --overwrite replaces it")
-
-
 def _fail(error: Exception) -> NoReturn:
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = error.strerror + (f": {error.filename}" if error.filename else "")
-    click.echo(f"pix2pix-fast: {text}", err=True)
+    reason = words.reason_of(error) if isinstance(error, OSError) else str(error)
+    click.echo(f"pix2pix-fast: {reason}", err=True)  # of as many lines as there are bad files
     sys.exit(1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .words import plain, refuse_existing, steps_bar, verb, write_new
+from .words import plain, refuse_existing, steps_bar, verb
 
 
 @verb(
@@ -88,10 +88,17 @@ def evaluate(
             results, truths, endings=ends, progress=progress, **options
         )
     if out:
-        write_new(out, json.dumps(record, indent=1) + "\n")
+        _write(out, json.dumps(record, indent=1) + "\n")
     if plot:
-        write_new(plot, figure)
+        _write(plot, figure)
     click.echo(measure.table(record))
+
+
+def _write(target: str, text: str) -> None:
+    from ..tensorfile import atomic_file
+
+    with atomic_file(target) as stream:
+        stream.write(text.encode())
 
 
 @verb("study-page")
@@ -111,7 +118,7 @@ def study_page(out: str, endings: str, unpaired: bool, overwrite: bool, **option
     refuse_existing(out, overwrite)
     ends = endings.split(",") if endings else ()
     page = _training("evaluation.study").page(endings=ends, paired=not unpaired, **options)
-    write_new(out, page)
+    _write(out, page)
     click.echo(f"{plain(out)}  {Path(out).stat().st_size / 1e6:.1f} MB")
 
 

@@ -93,17 +93,6 @@ def refuse_existing(path: str, overwrite: bool) -> None:
         raise FileExistsError(f"{plain(path)} exists; --overwrite replaces it")
 
 
-def write_new(target: str, text: str) -> None:
-    """Write a text so that its final name never holds half of it."""
-    path = Path(target)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 @contextmanager
 def pictures_bar(total: int) -> Iterator[tuple[Callable[[], object], Callable[[str], object]]]:
     """(advance, complain): a bar on a terminal, silence elsewhere."""
