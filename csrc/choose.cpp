@@ -31,14 +31,16 @@ MachineBalance balance_of(Isa isa, DType dtype) {
 double estimate(const Kernel& kernel, const Problem& problem, const MachineBalance& balance) {
   // Rows' worth of arithmetic that a block (taps) or an item (columns) spends on forming its weights: chosen as timed, F(2,2) or
   // F(4,2) for d3 to d5, e4 to e6; columns for d5, e4, not for d6, e3.
-  constexpr double kTapSums = 2, kColumnSums = 0.5;
+  constexpr double kTapSums = 2, kColumnSums = 0.5, kUnpackSums = 1;
   constexpr double kColumnChunks = 0.05;  // C is added to after every 128 channels
   constexpr double kNotHidden = 0.4, kNotHiddenCached = 0.1;  // of the shorter of arithmetic and memory, shared cache
   Geometry g{};
   kernel.geometry(problem, &g);
   const bool taps = kernel.algorithm == Algorithm::kWinograd2Taps || kernel.algorithm == Algorithm::kWinograd4Taps;
   const bool columns = kernel.algorithm == Algorithm::kWinograd4Columns;
+  const bool unpacked = kernel.algorithm == Algorithm::kDirect && kernel.dtype == DType::kF32;
   const double sums = taps      ? 1 + kTapSums / g.block_rows
+                      : unpacked ? 1 + kUnpackSums / g.block_rows
                       : columns ? 1 + kColumnChunks + kColumnSums / g.item_rows
                                 : 1;
   const double arithmetic = sums * 2.0 * (double)g.macs / balance.flops;

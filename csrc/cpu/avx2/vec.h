@@ -27,6 +27,18 @@ inline Vec power_of_two(Vec n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
 }
 
+// Four vectors of whole numbers of 24 bits, times 256, from three (../body/fixed24.inl).
+inline void load24(const char* p, Vec w[4]) {
+  const auto* from = (const __m256i*)p;
+  const __m256i a = _mm256_load_si256(from), b = _mm256_load_si256(from + 1), c = _mm256_load_si256(from + 2);
+  const __m256i upper = _mm256_set1_epi32(-256), low = _mm256_set1_epi32(255);
+  w[0] = _mm256_cvtepi32_ps(_mm256_and_si256(a, upper));
+  w[1] = _mm256_cvtepi32_ps(_mm256_and_si256(b, upper));
+  w[2] = _mm256_cvtepi32_ps(_mm256_and_si256(c, upper));
+  const __m256i second = _mm256_slli_epi32(_mm256_and_si256(b, low), 16), third = _mm256_slli_epi32(_mm256_and_si256(c, low), 8);
+  w[3] = _mm256_cvtepi32_ps(_mm256_or_si256(_mm256_slli_epi32(a, 24), _mm256_or_si256(second, third)));
+}
+
 struct F32 {
   static constexpr int kBytes = 4;
   static constexpr int kChunk = 16;  // channels in a 64-byte line

@@ -14,7 +14,7 @@ namespace {
 #include "../body/conv4x4s2.inl"
 }  // namespace
 
-using Direct = Convolution<F32, ConvDirect>;
+using Direct = Convolution<Fixed24, ConvDirect>;
 extern const Kernel kConvDirect;
 const Kernel kConvDirect = {"avx512/conv4x4s2_direct_f32", Op::kConv, Algorithm::kDirect, DType::kF32,
                               Direct::geometry, Direct::pack, Direct::run};

@@ -14,7 +14,7 @@ namespace {
 #include "../body/deconv4x4s2.inl"
 }  // namespace
 
-using Direct = Convolution<F32, DeconvDirect>;
+using Direct = Convolution<Fixed24, DeconvDirect>;
 extern const Kernel kDeconvDirect;
 const Kernel kDeconvDirect = {"avx512/deconv4x4s2_direct_f32", Op::kDeconv, Algorithm::kDirect, DType::kF32,
                               Direct::geometry, Direct::pack, Direct::run};

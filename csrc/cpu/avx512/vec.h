@@ -27,6 +27,17 @@ inline Vec power_of_two(Vec n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
 }
 
+// Four vectors of whole numbers of 24 bits, times 256, from three (../body/fixed24.inl).
+inline void load24(const char* p, Vec w[4]) {
+  const __m512i a = _mm512_load_si512(p), b = _mm512_load_si512(p + 64), c = _mm512_load_si512(p + 128);
+  const __m512i upper = _mm512_set1_epi32(-256), low = _mm512_set1_epi32(255);
+  w[0] = _mm512_cvtepi32_ps(_mm512_and_si512(a, upper));
+  w[1] = _mm512_cvtepi32_ps(_mm512_and_si512(b, upper));
+  w[2] = _mm512_cvtepi32_ps(_mm512_and_si512(c, upper));
+  const __m512i second = _mm512_slli_epi32(_mm512_and_si512(b, low), 16), third = _mm512_slli_epi32(_mm512_and_si512(c, low), 8);
+  w[3] = _mm512_cvtepi32_ps(_mm512_or_si512(_mm512_slli_epi32(a, 24), _mm512_or_si512(second, third)));
+}
+
 struct F32 {
   static constexpr int kBytes = 4;
   static constexpr int kChunk = 16;  // channels in a 64-byte line

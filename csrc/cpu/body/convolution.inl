@@ -148,7 +148,7 @@ template <class E>
 inline void multiply_block(int32_t rows, int32_t vecs, const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c,
                            bool accumulate, const char* ahead, int64_t ahead_bytes) {
   const Gemm product = choose_gemm<E>(rows, vecs);
-  const int64_t chunk_bytes = E::kChunk / E::kWord * vecs * kWidth * 4;
+  const int64_t chunk_bytes = stream_bytes<E>(E::kChunk / E::kWord * vecs);
   for (int64_t chunk = 0; chunk < chunks; chunk += kSumChunks) {
     const int64_t now = chunks - chunk < kSumChunks ? chunks - chunk : kSumChunks;
     product(a + chunk * rows * 64, b + chunk * chunk_bytes, now, c, stride_c, accumulate || chunk > 0,
@@ -172,7 +172,14 @@ struct Convolution {
   }
   static int64_t c_bytes(int64_t rows) { return align64(kOutputs * output_floats(rows, kPanel) * 4) + kBeside; }
   static int64_t output_floats(int64_t rows, int64_t panel) { return rows * panel + 16; }
-  static int64_t product_bytes(const Problem& p, int32_t vecs) { return k_of(p) * vecs * kWidth * E::kBytes; }
+  static int64_t product_bytes(const Problem& p, int32_t vecs) { return stream_bytes<E>(k_of(p) / E::kWord * vecs); }
+  static int64_t scale_bytes(const Problem& p) { return kFixed<E> ? Scheme::kPhases * p.co_stored * 4 : 0; }
+  // Of the columns of a phase, behind all other weights; null where they are plain.
+  static float* scales(const Problem& p, const void* weights, int32_t phase) {
+    if (!kFixed<E>) return nullptr;
+    return (float*)((char*)weights + Scheme::kPhases * Scheme::kProducts * product_bytes(p, p.co_stored / kWidth)) +
+           phase * p.co_stored;
+  }
   // Rows that an item multiplies. In two phases: a part of them all, so that C (at most kOwnC bytes, vec.h) waits for its
   // transform in the core's own cache and no thread waits for another's long last item.
   static int32_t block_rows(const Problem& p, int32_t rows) {
@@ -202,11 +209,12 @@ struct Convolution {
     g->items[1] = two_phases ? panels * Scheme::kPhases * blocks : 0;
     g->stat_blocks = blocks * Scheme::kPhases;
     g->pack_items = panels * Scheme::kPhases;
-    g->weight_bytes = (int64_t)Scheme::kPhases * Scheme::kProducts * k_of(p) * p.co_stored * E::kBytes;
-    g->read_bytes = (int64_t)live * k_of(p) * p.co_stored * E::kBytes;
+    const int64_t matrix = product_bytes(p, p.co_stored / kWidth);
+    g->weight_bytes = Scheme::kPhases * Scheme::kProducts * matrix + scale_bytes(p);
+    g->read_bytes = live * matrix;
     g->shared_bytes = two_phases ? a_bytes(p, block) * blocks : 0;
     g->shared_read_bytes = g->shared_bytes / Scheme::kPositions * Scheme::kProducts * panels * Scheme::kPhases;
-    g->transform_bytes = (a_bytes(p, block) + c_bytes(block) * panels * Scheme::kPhases) * blocks;
+    g->transform_bytes = (a_bytes(p, block) + (c_bytes(block) - kBeside) * panels * Scheme::kPhases) * blocks;
     g->scratch_bytes = c_bytes(block) + (two_phases ? 0 : a_bytes(p, block));
     g->macs = live_rows * k_of(p) * p.co_stored;
   }
@@ -217,24 +225,45 @@ struct Convolution {
     const int64_t full_panel = (int64_t)Scheme::kPhases * Scheme::kProducts * product_bytes(p, kPanelVecs);
     char* out = (char*)dst + panel * full_panel + phase * Scheme::kProducts * product_bytes(p, width / kWidth);
     const int32_t n_end = p.co - n0 < width ? p.co - n0 : width;
-    const int64_t k_stored = k_of(p), ci_stored = p.ci_stored[0] + p.ci_stored[1];
-    for (int32_t s = 0; s < 2; ++s)
-      for (int32_t c = 0; c < p.ci[s]; ++c)
-        for (int32_t split = 0; split < Scheme::kSplit; ++split) {
-          const int64_t k = split * ci_stored + (s ? p.ci_stored[0] : 0) + c;
-          const int64_t at = (k / E::kWord) * width * E::kWord + k % E::kWord;
-          // A row of every product first, then each row in one go: the products' power-of-two distances share cache sets,
-          // and 25 interleaved streams miss every cache (4x the load time).
-          float rows[Scheme::kProducts][kPanel];
-          for (int32_t n = 0; n < n_end; ++n) {
-            double u[Scheme::kProducts];
-            Scheme::weights(p, raw, (s ? p.ci[0] : 0) + c, n0 + n, phase, split, u);
-            for (int32_t q = 0; q < Scheme::kProducts; ++q) rows[q][n] = (float)u[q];
+    const int64_t ci_stored = p.ci_stored[0] + p.ci_stored[1], product = product_bytes(p, width / kWidth);
+    // A row of every product first, then each row in one go: the products' power-of-two distances share cache sets, and 25
+    // interleaved streams miss every cache (4x the load time).
+    float rows[Scheme::kProducts][kPanel];
+    const auto for_each_k = [&](auto&& take) {
+      for (int32_t s = 0; s < 2; ++s)
+        for (int32_t c = 0; c < p.ci[s]; ++c)
+          for (int32_t split = 0; split < Scheme::kSplit; ++split) {
+            for (int32_t n = 0; n < n_end; ++n) {
+              double u[Scheme::kProducts];
+              Scheme::weights(p, raw, (s ? p.ci[0] : 0) + c, n0 + n, phase, split, u);
+              for (int32_t q = 0; q < Scheme::kProducts; ++q) rows[q][n] = (float)u[q];
+            }
+            take(split * ci_stored + (s ? p.ci_stored[0] : 0) + c);
           }
-          for (int32_t q = 0; q < Scheme::kProducts; ++q)
-            for (int32_t n = 0; n < n_end; ++n)
-              E::store_scalar(out, q * k_stored * width + at + (int64_t)n * E::kWord, rows[q][n]);
-        }
+    };
+    if constexpr (kFixed<E>) {
+      float largest[kPanel] = {};
+      for_each_k([&](int64_t) {
+        for (int32_t q = 0; q < Scheme::kProducts; ++q)
+          for (int32_t n = 0; n < n_end; ++n) largest[n] = larger(largest[n], rows[q][n]);
+      });
+      Fixed24Column columns[kPanel];
+      for (int32_t n = 0; n < width; ++n) {
+        columns[n] = Fixed24Column(largest[n]);
+        scales(p, dst, phase)[n0 + n] = columns[n].scale;
+      }
+      for_each_k([&](int64_t k) {
+        for (int32_t q = 0; q < Scheme::kProducts; ++q)
+          for (int32_t n = 0; n < n_end; ++n) put24(out + q * product, k * width + n, columns[n].whole(rows[q][n]));
+      });
+    } else {
+      for_each_k([&](int64_t k) {
+        const int64_t at = (k / E::kWord) * width * E::kWord + k % E::kWord;
+        for (int32_t q = 0; q < Scheme::kProducts; ++q)
+          for (int32_t n = 0; n < n_end; ++n)
+            E::store_scalar(out + q * product, at + (int64_t)n * E::kWord, rows[q][n]);
+      });
+    }
   }
 
   // The rows of position q among [base, base + rows), counted from base.
@@ -291,6 +320,10 @@ struct Convolution {
 
   // C of one panel and phase over the rows held in `a`.
   struct Product {
+    static constexpr bool kScaled = kFixed<E>;
+    static const float* scales(const Problem& p, const void* weights, int32_t phase) {
+      return Convolution::scales(p, weights, phase);
+    }
     static void fill(const Problem& p, const Args& args, const char* a, float* c, int32_t base, int32_t rows,
                      int32_t panel, int32_t phase, OutputLines& output_lines) {
       const int32_t vecs = panel_vecs(p.co_stored, panel);
@@ -298,7 +331,7 @@ struct Convolution {
       const int64_t full_panel = (int64_t)Scheme::kPhases * Scheme::kProducts * product_bytes(p, kPanelVecs);
       const char* b = (const char*)args.weights + panel * full_panel +
                       phase * Scheme::kProducts * product_bytes(p, vecs);
-      const int64_t chunks = lines_of(p), chunk_bytes = E::kChunk / E::kWord * stride_c * 4;
+      const int64_t chunks = lines_of(p), chunk_bytes = stream_bytes<E>(E::kChunk / E::kWord * vecs);
       bool started = false;
       for (int32_t q = 0; q < Scheme::kProducts; ++q, b += product_bytes(p, vecs)) {
         const Range range = held(p, q, base, rows);
@@ -327,26 +360,33 @@ struct Convolution {
                        int32_t panel, int32_t phase, int32_t stat_block) {
     OutputLines lines(p, args, base, rows, panel, phase);
     P::fill(p, args, a, c, base, rows, panel, phase, lines);
-    if (panel_vecs(p.co_stored, panel) == kPanelVecs) emit<kPanelVecs>(p, args, c, base, rows, panel, phase, stat_block);
-    else emit<1>(p, args, c, base, rows, panel, phase, stat_block);
+    const float* scales = P::scales(p, args.weights, phase);
+    if (panel_vecs(p.co_stored, panel) == kPanelVecs)
+      emit<kPanelVecs, P::kScaled>(p, args, scales, c, base, rows, panel, phase, stat_block);
+    else
+      emit<1, P::kScaled>(p, args, scales, c, base, rows, panel, phase, stat_block);
   }
 
-  // Output transform, bias, statistics and stores of one panel.
-  template <int kVecs>
+  // Output transform, scale, bias, statistics and stores of one panel.
+  template <int kVecs, bool kScaled>
   struct Emission {
     void* dst;
     int32_t ho, wo;
     int64_t co_stored, channel, column_step, row_step;  // in elements
     int64_t matrix;                                     // floats from position to position in C
-    Vec bias[kVecs];
+    Vec bias[kVecs], scale[kVecs];
     Statistics statistics[kVecs];
 
-    Emission(const Problem& p, const Args& args, int32_t rows, int32_t panel)
+    // scales: of all columns; null where kScaled is false.
+    Emission(const Problem& p, const Args& args, const float* scales, int32_t rows, int32_t panel)
         : dst(args.dst), ho(p.ho), wo(p.wo), co_stored(p.co_stored), channel((int64_t)panel * kPanel),
           column_step(Scheme::kStep * co_stored), row_step(column_step * p.wo),
           matrix(output_floats(rows, kVecs * kWidth)) {
       for (int v = 0; v < kVecs; ++v) bias[v] = args.bias ? load(args.bias + channel + v * kWidth) : zero();
+      for (int v = 0; kScaled && v < kVecs; ++v) scale[v] = load(scales + channel + v * kWidth);
     }
+
+    Vec finished(Vec y, int v) const { return kScaled ? fma(y, scale[v], bias[v]) : add(y, bias[v]); }
 
     // points: the tile's row of C. WY, WX: W or W::Short.
     template <class WY, class WX>
@@ -364,7 +404,7 @@ struct Convolution {
         if (all.count == 0) {  // the shift is a value from the first tile's middle
           Vec y[wide];
           WX::output(half + (i_in.first + i_in.end) / 2 * n, y);
-          all.shift = add(y[(j_in.first + j_in.end) / 2], bias[v]);
+          all.shift = finished(y[(j_in.first + j_in.end) / 2], v);
         }
         all.count += (i_in.end - i_in.first) * (j_in.end - j_in.first);
         // Sums of their own for a tile and a row: thousands of equal deviations in one sum all round the same way.
@@ -374,7 +414,7 @@ struct Convolution {
           WX::output(half + i * n, y);
 #pragma GCC unroll 5
           for (int j = j_first; j < j_end; ++j) {
-            const Vec value = add(y[j], bias[v]);
+            const Vec value = finished(y[j], v);
             E::store(dst, first + i * row_step + j * column_step + v * kWidth, value);
             const Vec d = sub(value, all.shift);
             row = add(row, d);
@@ -396,10 +436,10 @@ struct Convolution {
   };
 
   // Tile by tile, all channels of the panel, so that the halves of a line follow each other.
-  template <int kVecs>
-  static void emit(const Problem& p, const Args& args, const float* c, int32_t base, int32_t rows, int32_t panel,
-                   int32_t phase, int32_t stat_block) {
-    Emission<kVecs> emission(p, args, rows, panel);
+  template <int kVecs, bool kScaled>
+  static void emit(const Problem& p, const Args& args, const float* scales, const float* c, int32_t base, int32_t rows,
+                   int32_t panel, int32_t phase, int32_t stat_block) {
+    Emission<kVecs, kScaled> emission(p, args, scales, rows, panel);
     // From the middle on, so that the shift is not a value of the picture's border, far from all others.
     for (int32_t k = 0, r = rows / 2; k < rows; ++k, r = r + 1 < rows ? r + 1 : 0) {
       const Place at = Scheme::place(p, base + r, phase);

@@ -1,12 +1,14 @@
 // The one product of the engine: C[rows][panel] (+)= A[rows][k] * B[k][panel], on packed operands.
 //
 //   A  row blocks of at most kRowsMax rows: [k / chunk][row of the block][64-byte line]   (one broadcast per row and word)
-//   B  [k / word][panel] floats or bf16 pairs                                             (one sequential stream)
+//   B  [k / word][panel] floats, bf16 pairs or 24-bit numbers (fixed24.inl)               (one sequential stream)
 //   C  [rows][panel] float32
 //
 // All accumulators stay in registers over the whole of k; vec.h counts them. B is prefetched 4 KB ahead, which the
 // weight-streaming deep layers want (docs/decisions/001) and which costs the others nothing measurable. `ahead`: what will
 // be read after B, brought into L2 at `ahead_bytes` (a multiple of 64) per chunk.
+
+#include "fixed24.inl"
 
 constexpr int kPanel = kPanelVecs * kWidth;  // output channels of a full panel
 constexpr int kPrefetchBytes = 4096;
@@ -47,7 +49,9 @@ struct RowPlace {
 template <class E, int kRows, int kVecs>
 void gemm(const char* a, const char* b, int64_t chunks, float* c, int64_t stride_c, bool accumulate, const char* ahead,
           int64_t ahead_bytes) {
-  constexpr int kWords = E::kChunk / E::kWord;  // words in a line: 16
+  constexpr int kWords = E::kChunk / E::kWord;    // words in a line: 16
+  constexpr int kStep = kFixed<E> ? 4 / kVecs : 1;  // of them that are read together ...
+  constexpr int kStepBytes = (int)stream_bytes<E>(kStep * kVecs);  // ... and their weights
   Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -57,19 +61,25 @@ void gemm(const char* a, const char* b, int64_t chunks, float* c, int64_t stride
   for (int64_t chunk = 0; chunk < chunks; ++chunk, ahead += ahead_bytes) {
     for (int64_t line = 0; line < ahead_bytes; line += 64) __builtin_prefetch(ahead + line, 0, 2);
 #pragma GCC unroll 4
-    for (int k = 0; k < kWords; ++k) {
-      Vec weights[kVecs];
+    for (int k = 0; k < kWords; k += kStep) {
+      Vec weights[kStep * kVecs];
+      if constexpr (kFixed<E>) {
+        load24(b, weights);
+      } else {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) weights[v] = E::load_words(b + v * kWidth * 4);
-#pragma GCC unroll 4
-      for (int offset = 0; offset < kVecs * kWidth * 4; offset += 64) __builtin_prefetch(b + offset + kPrefetchBytes);
-      b += kVecs * kWidth * 4;
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        const Vec x = E::broadcast_word(a + r * 64 + k * 4);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVecs; ++v) acc[r][v] = E::multiply_add(x, weights[v], acc[r][v]);
+        for (int v = 0; v < kVecs; ++v) weights[v] = E::load_words(b + v * kWidth * 4);
       }
+#pragma GCC unroll 4
+      for (int offset = 0; offset < kStepBytes; offset += 64) __builtin_prefetch(b + offset + kPrefetchBytes);
+      b += kStepBytes;
+#pragma GCC unroll 4
+      for (int word = 0; word < kStep; ++word)
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          const Vec x = E::broadcast_word(a + r * 64 + (k + word) * 4);
+#pragma GCC unroll 4
+          for (int v = 0; v < kVecs; ++v) acc[r][v] = E::multiply_add(x, weights[word * kVecs + v], acc[r][v]);
+        }
     }
     a += kRows * 64;
   }

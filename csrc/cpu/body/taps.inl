@@ -168,6 +168,8 @@ struct TapsConvolution : FormedConvolution<Scheme, 4, kTapLinesLog2, kKeptBytes>
   }
 
   struct Product {
+    static constexpr bool kScaled = false;
+    static const float* scales(const Problem&, const void*, int32_t) { return nullptr; }
     static void fill(const Problem& p, const Args& args, const char* a, float* c, int32_t, int32_t rows, int32_t panel,
                      int32_t phase, typename Base::OutputLines& output_lines) {
       static_assert(W::kLeftOut < 0, "all positions have the same rows");
