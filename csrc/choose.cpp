@@ -29,8 +29,8 @@ MachineBalance balance_of(Isa isa, DType dtype) {
 }
 
 double estimate(const Kernel& kernel, const Problem& problem, const MachineBalance& balance) {
-  // Rows' worth of arithmetic that a block (taps) or an item (columns) spends on forming its weights: chosen as timed, F(2,2) or
-  // F(4,2) for d3 to d5, e4 to e6; columns for d5, e4, not for d6, e3.
+  // Rows' worth of arithmetic that a block (taps, direct) or an item (columns) spends on forming its weights or unpacking them:
+  // chosen as timed, F(2,2) or F(4,2) for d3 to d5, e4 to e6; columns for d5, e4, not for d6, e3.
   constexpr double kTapSums = 2, kColumnSums = 0.5, kUnpackSums = 1;
   constexpr double kColumnChunks = 0.05;  // C is added to after every 128 channels
   constexpr double kNotHidden = 0.4, kNotHiddenCached = 0.1;  // of the shorter of arithmetic and memory, shared cache
@@ -38,17 +38,17 @@ double estimate(const Kernel& kernel, const Problem& problem, const MachineBalan
   kernel.geometry(problem, &g);
   const bool taps = kernel.algorithm == Algorithm::kWinograd2Taps || kernel.algorithm == Algorithm::kWinograd4Taps;
   const bool columns = kernel.algorithm == Algorithm::kWinograd4Columns;
-  const bool unpacked = kernel.algorithm == Algorithm::kDirect && kernel.dtype == DType::kF32;
+  const bool unpacked = kernel.algorithm == Algorithm::kDirect && kernel.dtype == DType::kF32 && g.block_rows > 0;
   const double sums = taps      ? 1 + kTapSums / g.block_rows
                       : unpacked ? 1 + kUnpackSums / g.block_rows
                       : columns ? 1 + kColumnChunks + kColumnSums / g.item_rows
                                 : 1;
   const double arithmetic = sums * 2.0 * (double)g.macs / balance.flops;
-  // Once from memory; every block or part of the rows reads them again, well hidden from the shared cache. In one phase that is
-  // a whole pass over them, which may be long enough to have pushed them out.
+  // Once from memory; every block or part of the rows reads them again, well hidden from the shared cache. In one phase that
+  // may be after a pass long enough to have pushed them out.
   const int32_t passes = g.item_rows > 0 ? divide_up(g.rows, g.item_rows) : 1;
   const double reread = (double)g.read_bytes * (passes - 1);
-  const bool cached = g.phases == 2 || (double)g.read_bytes <= balance.kept_weights;
+  const bool cached = g.phases > 1 || (double)g.read_bytes <= balance.kept_weights;
   const double weights = ((double)g.read_bytes + (cached ? 0 : reread)) / balance.weight_bytes;
   // Items read A again and again, and a core's own cache may not hold it.
   const double again = (g.shared_bytes > balance.own_cache / 2 ? (double)g.shared_read_bytes / balance.shared_bytes : 0) +

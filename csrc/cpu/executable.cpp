@@ -8,8 +8,15 @@
 namespace p2p::cpu {
 
 namespace {
-constexpr int32_t kPhasesMax = 3;  // two of a kernel and dropout
+// Those of its kernel, and dropout.
+int32_t phases_of(const Step& step) { return step.geometry.phases + (step.dropout ? 1 : 0); }
+
+int64_t phases_of(const Plan& plan) {
+  int64_t all = 0;
+  for (const Step& step : plan.steps) all += phases_of(step);
+  return all;
 }
+}  // namespace
 
 Executable::Executable(const Network& network, const std::vector<PackedLayer>& layers, Plan plan, int threads)
     : network_(network),
@@ -18,7 +25,7 @@ Executable::Executable(const Network& network, const std::vector<PackedLayer>& l
       threads_(threads),
       arena_(plan_.arena_bytes),
       scratch_(checked_product({plan_.scratch_bytes, threads})),
-      counters_(plan_.steps.size() * kPhasesMax * threads),
+      counters_(phases_of(plan_) * threads),
       barrier_(threads) {
   int32_t channels = 0;
   for (const Step& step : plan_.steps) channels = std::max(channels, step.problem.co_stored);
@@ -71,13 +78,13 @@ bool Executable::run(ThreadPool& pool, const Call& call) {
 
 void Executable::work(int thread) {
   char* scratch = scratch_.data() + thread * plan_.scratch_bytes;
+  Counter* counters = counters_.data();
   for (int32_t s = 0; s < (int32_t)plan_.steps.size(); ++s) {
     const Step& step = plan_.steps[s];
-    const int32_t phases = step.geometry.phases + (step.dropout ? 1 : 0);
-    for (int32_t phase = 0; phase < phases; ++phase) {
-      Counter* counters = &counters_[(s * kPhasesMax + phase) * threads_];
+    const int32_t phases = phases_of(step);
+    for (int32_t phase = 0; phase < phases; ++phase, counters += threads_) {
       const bool dropout = phase == step.geometry.phases;
-      const int32_t items = dropout ? step.problem.ho : step.geometry.items[phase];
+      const int32_t items = dropout ? step.problem.ho : step.geometry.items[phase % 2];
       // Each thread begins with its own share, so that rows of a map stay in the cache of the core that wrote them, and
       // then helps the others.
       for (int32_t help = 0; help < threads_; ++help) {

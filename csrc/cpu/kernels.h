@@ -1,12 +1,13 @@
 // The border between the backend and the ISA rooms: plain structs and function pointers, no inline functions (an inline
 // function compiled with AVX-512 flags is a weak symbol that the linker may give to everybody).
 //
-// Every convolution of the network runs as matrix products on packed operands, in one or two phases of independent items:
+// Every convolution of the network runs as matrix products on packed operands, in phases of independent items:
 //
-//   phase 0 (two-phase schedule only)  gather: read NHWC sources, apply norm + activation + padding + Winograd input
-//                                       transform, write packed A into `shared`
-//   last phase                          multiply A with packed weights, apply the output transform, bias and statistics,
-//                                       write NHWC `dst`
+//   gather    read NHWC sources, apply norm + activation + padding + Winograd input transform, write packed A
+//   multiply  A with packed weights, apply the output transform, bias and statistics, write NHWC `dst`
+//
+// Two phases: all items gather into `shared`, then all multiply, once or (many rows) for one part of the rows after the other.
+// One phase: every item does both, with an A of its own.
 //
 // The cut into items depends on the problem alone, never on the thread count: the same bits for any number of threads.
 // docs/layouts.md draws the packed layouts. Read next: body/convolution.inl.
@@ -29,13 +30,13 @@ struct Problem {
   int32_t ci[2];         // channels of the sources, [skip, decoder]; ci[1] = 0 where there is one source
   int32_t ci_stored[2];  // the same as stored: rounded up to the precision's channel block, the rest zero
   int32_t co, co_stored;
-  int32_t tile_block;  // 0: two phases through `shared`; n > 0: one phase, items of n rows of A (tiles or pixels)
+  int32_t tile_block;  // 0: phases that gather and multiply in turn; n > 0: one phase, items of n rows of A (tiles or pixels)
 };
 
 // What a kernel needs for a problem, zeros filled in by Kernel::geometry.
 struct Geometry {
-  int32_t phases;
-  int32_t items[2];       // per phase
+  int32_t phases;         // 1, or 2 for each part of the rows
+  int32_t items[2];       // of the even phases, of the odd ones
   int32_t rows;           // rows of A: Winograd tiles or pixels
   int32_t block_rows;     // of them in one block of registers, the largest
   int32_t item_rows;      // of them that one item multiplies, whose weights the next one reads again; 0: all
@@ -43,7 +44,7 @@ struct Geometry {
   int32_t pack_items;     // independent parts of Kernel::pack
   int64_t weight_bytes;   // packed weights of the layer, all of them
   int64_t read_bytes;     // packed weights that one run reads (taps that only see padding are left out)
-  int64_t shared_bytes;   // A of the two-phase schedule
+  int64_t shared_bytes;   // A of one part
   int64_t shared_read_bytes;  // of A by all items of the last phase together
   int64_t transform_bytes;    // of A and C, each once
   int64_t scratch_bytes;  // per thread

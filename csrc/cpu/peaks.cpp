@@ -58,7 +58,8 @@ double arithmetic_peak(Isa isa, DType dtype, ThreadPool& pool) {
     a.dst = m[4].data();
     const auto start = std::chrono::steady_clock::now();
     for (int r = 0; r < j.repeats; ++r)
-      for (int32_t item = 0; item < j.g.items[1]; ++item) j.kernel->run(j.p, a, 1, item, m[3].data());
+      for (int32_t phase = 1; phase < j.g.phases; phase += 2)
+        for (int32_t item = 0; item < j.g.items[1]; ++item) j.kernel->run(j.p, a, phase, item, m[3].data());
     j.best[thread] = std::min(j.best[thread], std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   };
   for (double spent = 0; spent < 0.4;) spent += seconds_of(pool, work, &job);

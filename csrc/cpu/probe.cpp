@@ -85,8 +85,8 @@ ProbeOutput probe(const ProbeInput& in) {
     Args args;
     char* scratch;
     Barrier barrier;
-    std::atomic<int32_t> next[2];
-  } job{kernel, p, g, {}, scratch.data(), Barrier(in.threads), {{0}, {0}}};
+    std::vector<std::atomic<int32_t>> next;  // of each phase
+  } job{kernel, p, g, {}, scratch.data(), Barrier(in.threads), std::vector<std::atomic<int32_t>>(g.phases)};
   job.args.src[0] = {src0.data(), scale0.data(), shift0.data()};
   job.args.src[1] = {src1.data(), scale1.data(), shift1.data()};
   job.args.slope = in.slope;
@@ -100,13 +100,13 @@ ProbeOutput probe(const ProbeInput& in) {
   const auto work = [](void* context, int thread) {
     Job& j = *(Job*)context;
     for (int32_t phase = 0; phase < j.g.phases; ++phase) {
-      for (int32_t item; (item = j.next[phase].fetch_add(1)) < j.g.items[phase];)
+      for (int32_t item; (item = j.next[phase].fetch_add(1)) < j.g.items[phase % 2];)
         j.kernel.run(j.p, j.args, phase, item, j.scratch + thread * round_up(j.g.scratch_bytes, 64));
       j.barrier.arrive([] {});
     }
   };
   for (int r = 0; r <= in.repeats; ++r) {
-    job.next[0] = job.next[1] = 0;
+    for (auto& next : job.next) next = 0;
     const auto start = std::chrono::steady_clock::now();
     pool.run(work, &job);
     if (r) out.seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());

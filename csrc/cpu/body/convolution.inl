@@ -181,7 +181,8 @@ struct Convolution {
            phase * p.co_stored;
   }
   // Rows that an item multiplies. In two phases: a part of them all, so that C (at most kOwnC bytes, vec.h) waits for its
-  // transform in the core's own cache and no thread waits for another's long last item.
+  // transform in the core's own cache, no thread waits for another's long last item, and A, whose place the next part takes,
+  // stays in the shared cache.
   static int32_t block_rows(const Problem& p, int32_t rows) {
     if (p.tile_block > 0) return p.tile_block < rows ? p.tile_block : rows;
     const int64_t fit = (kOwnC - c_bytes(0)) / (kOutputs * kPanel * 4), parts = (rows + fit - 1) / fit;
@@ -204,16 +205,16 @@ struct Convolution {
     g->rows = rows;
     g->block_rows = RowBlocks(block).size(0);
     g->item_rows = block;
-    g->phases = two_phases ? 2 : 1;
-    g->items[0] = two_phases ? rows : blocks;
-    g->items[1] = two_phases ? panels * Scheme::kPhases * blocks : 0;
+    g->phases = two_phases ? 2 * blocks : 1;
+    g->items[0] = two_phases ? block : blocks;
+    g->items[1] = two_phases ? panels * Scheme::kPhases : 0;
     g->stat_blocks = blocks * Scheme::kPhases;
     g->pack_items = panels * Scheme::kPhases;
     const int64_t matrix = product_bytes(p, p.co_stored / kWidth);
     g->weight_bytes = Scheme::kPhases * Scheme::kProducts * matrix + scale_bytes(p);
     g->read_bytes = live * matrix;
-    g->shared_bytes = two_phases ? a_bytes(p, block) * blocks : 0;
-    g->shared_read_bytes = g->shared_bytes / Scheme::kPositions * Scheme::kProducts * panels * Scheme::kPhases;
+    g->shared_bytes = two_phases ? a_bytes(p, block) : 0;
+    g->shared_read_bytes = blocks * g->shared_bytes / Scheme::kPositions * Scheme::kProducts * panels * Scheme::kPhases;
     g->transform_bytes = (a_bytes(p, block) + (c_bytes(block) - kBeside) * panels * Scheme::kPhases) * blocks;
     g->scratch_bytes = c_bytes(block) + (two_phases ? 0 : a_bytes(p, block));
     g->macs = live_rows * k_of(p) * p.co_stored;
@@ -459,15 +460,15 @@ struct Convolution {
 
   template <class P>
   static void run_with(const Problem& p, const Args& args, int32_t phase, int32_t item, void* scratch) {
-    const int32_t rows = Scheme::rows(p), block = block_rows(p, rows), blocks = (rows + block - 1) / block;
+    const int32_t rows = Scheme::rows(p), block = block_rows(p, rows);
     const auto held_from = [&](int32_t base) { return rows - base < block ? rows - base : block; };
-    if (p.tile_block == 0 && phase == 0) {
-      const int32_t part = item / block;
-      gather_rows(p, args, (char*)args.shared + part * a_bytes(p, block), part * block, held_from(part * block), item, 1);
-    } else if (p.tile_block == 0) {
-      const int32_t part = item % blocks, panel = item / blocks / Scheme::kPhases, out_phase = item / blocks % Scheme::kPhases;
-      multiply<P>(p, args, (const char*)args.shared + part * a_bytes(p, block), (float*)scratch, part * block,
-                  held_from(part * block), panel, out_phase, part * Scheme::kPhases + out_phase);
+    if (p.tile_block == 0) {
+      const int32_t part = phase / 2, base = part * block, held = held_from(base);
+      if (phase % 2 == 0 && item < held)
+        gather_rows(p, args, (char*)args.shared, base, held, base + item, 1);
+      else if (phase % 2 == 1)
+        multiply<P>(p, args, (const char*)args.shared, (float*)scratch, base, held, item / Scheme::kPhases,
+                    item % Scheme::kPhases, part * Scheme::kPhases + item % Scheme::kPhases);
     } else {
       const int32_t base = item * block, held = held_from(base);
       float* c = (float*)scratch;
