@@ -6,7 +6,7 @@
 
 struct ConvDirect {
   using Output = Identity;
-  static constexpr int kPositions = 16, kPhases = 1, kProducts = 16, kSplit = 1, kStep = 1;
+  static constexpr int kPositions = 16, kPhases = 1, kRounds = 1, kProducts = 16, kSplit = 1, kStep = 1;
   static constexpr bool kAccumulate = true;
 
   static int32_t rows(const Problem& p) { return p.ho * p.wo; }
@@ -25,8 +25,8 @@ struct ConvDirect {
     for (int tap = 0; tap < 16; ++tap) u[tap] = w[tap];
   }
   template <class E>
-  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* a,
-                         int64_t stride, const RowPlace* places, int64_t k0) {
+  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, int32_t,
+                         char* a, int64_t stride, const RowPlace* places, int64_t k0) {
     gather<E, Window<4>>(false, false, p, source, channels, slope, 2 * (row / p.wo) - 1, 2 * (row % p.wo) - 1, 1, a, stride,
                          places, k0);
   }
@@ -36,7 +36,7 @@ struct ConvDirect {
 template <class W>
 struct ConvWinograd {
   using Output = W;
-  static constexpr int kPositions = W::kPoints * W::kPoints, kPhases = 1, kProducts = kPositions, kSplit = 4, kStep = 1;
+  static constexpr int kPositions = W::kPoints * W::kPoints, kPhases = 1, kRounds = 1, kProducts = kPositions, kSplit = 4, kStep = 1;
   static constexpr bool kAccumulate = false;
 
   static Tiling<W> tiling(const Problem& p) { return {Axis<W>(p.ho), Axis<W>(p.wo)}; }
@@ -60,8 +60,8 @@ struct ConvWinograd {
     transform_weights<W>(g, u);
   }
   template <class E>
-  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* a,
-                         int64_t stride, const RowPlace* places, int64_t k0) {
+  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, int32_t,
+                         char* a, int64_t stride, const RowPlace* places, int64_t k0) {
     const Tiling<W> map = tiling(p);
     const auto tile = map.tile(row);
     const int32_t y = 2 * map.y.start(tile.y) - 1, x = 2 * map.x.start(tile.x) - 1;

@@ -2,12 +2,13 @@
 // precisions and algorithms. `Scheme` (conv4x4s2.inl, deconv4x4s2.inl) says what differs:
 //
 //   kPositions   operands A: Winograd points, taps (direct conv) or shifts (direct deconv)
-//   kPhases      output phases that share A: 1, or 4 for a transposed convolution
+//   kPhases      output phases: 1, or 4 for a transposed convolution
+//   kRounds      1 where the phases share A, kPhases where each has its own: one A after the other, in the same place
 //   kProducts    weight matrices per phase
 //   kAccumulate  all products of a phase add into one C (direct), or each has its own (Winograd)
 //   Output       the transform from C to a tile of outputs
 //
-// Weights: [panel of output channels][phase][product][k][panel]. Statistics are taken where outputs are in registers,
+// Weights: [panel of output channels][phase][product][k][panel]; of each round. Statistics are taken where outputs are in registers,
 // shifted by one of the item's outputs so that a large mean costs no digits, and merged in double by the backend.
 
 template <class E> inline Vec activated(const void* data, int64_t i, Vec scale, Vec shift, Vec slope) {
@@ -161,6 +162,7 @@ template <class E, class Scheme, int32_t kPartLog2 = kWholeK, int64_t kBeside = 
 struct Convolution {
   using W = typename Scheme::Output;
   static constexpr int kOutputs = Scheme::kAccumulate ? 1 : Scheme::kProducts;  // C matrices
+  static constexpr int kRoundPhases = Scheme::kPhases / Scheme::kRounds;
   // A pad of one line between matrices keeps their rows out of the same L1 set (power-of-two strides cost 25 %).
   static int64_t k_of(const Problem& p) { return (int64_t)Scheme::kSplit * (p.ci_stored[0] + p.ci_stored[1]); }
   static int64_t lines_of(const Problem& p) { return k_of(p) / E::kChunk; }
@@ -173,6 +175,11 @@ struct Convolution {
   static int64_t c_bytes(int64_t rows) { return align64(kOutputs * output_floats(rows, kPanel) * 4) + kBeside; }
   static int64_t output_floats(int64_t rows, int64_t panel) { return rows * panel + 16; }
   static int64_t product_bytes(const Problem& p, int32_t vecs) { return stream_bytes<E>(k_of(p) / E::kWord * vecs); }
+  // Where the weights of a panel and phase begin, if one vector of a phase's columns takes `vec_bytes`.
+  static int64_t weights_at(const Problem& p, int32_t panel, int32_t phase, int64_t vec_bytes) {
+    const int64_t before = phase / kRoundPhases * (p.co_stored / kWidth) + panel * kPanelVecs;
+    return (before * kRoundPhases + phase % kRoundPhases * panel_vecs(p.co_stored, panel)) * vec_bytes;
+  }
   static int64_t scale_bytes(const Problem& p) { return kFixed<E> ? Scheme::kPhases * p.co_stored * 4 : 0; }
   // Of the columns of a phase, behind all other weights; null where they are plain.
   static float* scales(const Problem& p, const void* weights, int32_t phase) {
@@ -205,17 +212,17 @@ struct Convolution {
     g->rows = rows;
     g->block_rows = RowBlocks(block).size(0);
     g->item_rows = block;
-    g->phases = two_phases ? 2 * blocks : 1;
+    g->phases = two_phases ? 2 * blocks * Scheme::kRounds : 1;
     g->items[0] = two_phases ? block : blocks;
-    g->items[1] = two_phases ? panels * Scheme::kPhases : 0;
+    g->items[1] = two_phases ? panels * kRoundPhases : 0;
     g->stat_blocks = blocks * Scheme::kPhases;
     g->pack_items = panels * Scheme::kPhases;
     const int64_t matrix = product_bytes(p, p.co_stored / kWidth);
     g->weight_bytes = Scheme::kPhases * Scheme::kProducts * matrix + scale_bytes(p);
     g->read_bytes = live * matrix;
     g->shared_bytes = two_phases ? a_bytes(p, block) : 0;
-    g->shared_read_bytes = blocks * g->shared_bytes / Scheme::kPositions * Scheme::kProducts * panels * Scheme::kPhases;
-    g->transform_bytes = (a_bytes(p, block) + (c_bytes(block) - kBeside) * panels * Scheme::kPhases) * blocks;
+    g->shared_read_bytes = g->shared_bytes / Scheme::kPositions * Scheme::kProducts * blocks * panels * Scheme::kPhases;
+    g->transform_bytes = (a_bytes(p, block) * Scheme::kRounds + (c_bytes(block) - kBeside) * panels * Scheme::kPhases) * blocks;
     g->scratch_bytes = c_bytes(block) + (two_phases ? 0 : a_bytes(p, block));
     g->macs = live_rows * k_of(p) * p.co_stored;
   }
@@ -223,8 +230,7 @@ struct Convolution {
   static void pack(const Problem& p, const float* raw, void* dst, int32_t item) {
     const int32_t panel = item / Scheme::kPhases, phase = item % Scheme::kPhases;
     const int32_t width = panel_vecs(p.co_stored, panel) * kWidth, n0 = panel * kPanel;
-    const int64_t full_panel = (int64_t)Scheme::kPhases * Scheme::kProducts * product_bytes(p, kPanelVecs);
-    char* out = (char*)dst + panel * full_panel + phase * Scheme::kProducts * product_bytes(p, width / kWidth);
+    char* out = (char*)dst + weights_at(p, panel, phase, Scheme::kProducts * product_bytes(p, 1));
     const int32_t n_end = p.co - n0 < width ? p.co - n0 : width;
     const int64_t ci_stored = p.ci_stored[0] + p.ci_stored[1], product = product_bytes(p, width / kWidth);
     // A row of every product first, then each row in one go: the products' power-of-two distances share cache sets, and 25
@@ -274,9 +280,9 @@ struct Convolution {
     return {first, end > first ? end : first};
   }
 
-  // Rows [first, first + count) of A into `a`, which holds the rows [base, base + rows_held).
-  static void gather_rows(const Problem& p, const Args& args, char* a, int32_t base, int32_t rows_held, int32_t first,
-                          int32_t count) {
+  // Rows [first, first + count) of a round's A into `a`, which holds the rows [base, base + rows_held).
+  static void gather_rows(const Problem& p, const Args& args, int32_t round, char* a, int32_t base, int32_t rows_held,
+                          int32_t first, int32_t count) {
     constexpr int kPlaces = W::kLeftOut < 0 ? 1 : 4;  // see gather_shape
     for (int32_t row = first; row < first + count; ++row) {
       RowPlace places[kPlaces];
@@ -290,8 +296,8 @@ struct Convolution {
       int64_t k0 = 0;
       for (int32_t s = 0; s < 2; ++s) {
         if (p.ci_stored[s] == 0) continue;
-        Scheme::template gather_row<E>(p, args.src[s], p.ci_stored[s], args.slope, row, a, position_bytes(p, rows_held), places,
-                                       k0);
+        Scheme::template gather_row<E>(p, args.src[s], p.ci_stored[s], args.slope, row, round, a, position_bytes(p, rows_held),
+                                       places, k0);
         k0 += p.ci_stored[s];
       }
     }
@@ -329,9 +335,7 @@ struct Convolution {
                      int32_t panel, int32_t phase, OutputLines& output_lines) {
       const int32_t vecs = panel_vecs(p.co_stored, panel);
       const int64_t stride_c = vecs * kWidth, matrix = output_floats(rows, stride_c);
-      const int64_t full_panel = (int64_t)Scheme::kPhases * Scheme::kProducts * product_bytes(p, kPanelVecs);
-      const char* b = (const char*)args.weights + panel * full_panel +
-                      phase * Scheme::kProducts * product_bytes(p, vecs);
+      const char* b = (const char*)args.weights + weights_at(p, panel, phase, Scheme::kProducts * product_bytes(p, 1));
       const int64_t chunks = lines_of(p), chunk_bytes = stream_bytes<E>(E::kChunk / E::kWord * vecs);
       bool started = false;
       for (int32_t q = 0; q < Scheme::kProducts; ++q, b += product_bytes(p, vecs)) {
@@ -463,20 +467,24 @@ struct Convolution {
     const int32_t rows = Scheme::rows(p), block = block_rows(p, rows);
     const auto held_from = [&](int32_t base) { return rows - base < block ? rows - base : block; };
     if (p.tile_block == 0) {
-      const int32_t part = phase / 2, base = part * block, held = held_from(base);
+      const int32_t blocks = (rows + block - 1) / block, round = phase / 2 / blocks, part = phase / 2 % blocks;
+      const int32_t base = part * block, held = held_from(base);
+      const int32_t panel = item / kRoundPhases, out_phase = round * kRoundPhases + item % kRoundPhases;
       if (phase % 2 == 0 && item < held)
-        gather_rows(p, args, (char*)args.shared, base, held, base + item, 1);
+        gather_rows(p, args, round, (char*)args.shared, base, held, base + item, 1);
       else if (phase % 2 == 1)
-        multiply<P>(p, args, (const char*)args.shared, (float*)scratch, base, held, item / Scheme::kPhases,
-                    item % Scheme::kPhases, part * Scheme::kPhases + item % Scheme::kPhases);
+        multiply<P>(p, args, (const char*)args.shared, (float*)scratch, base, held, panel, out_phase,
+                    part * Scheme::kPhases + out_phase);
     } else {
       const int32_t base = item * block, held = held_from(base);
       float* c = (float*)scratch;
       char* a = (char*)scratch + c_bytes(block);
-      gather_rows(p, args, a, base, held, base, held);
-      for (int32_t panel = 0; panel < panels_of(p.co_stored); ++panel)
-        for (int32_t out_phase = 0; out_phase < Scheme::kPhases; ++out_phase)
-          multiply<P>(p, args, a, c, base, held, panel, out_phase, item * Scheme::kPhases + out_phase);
+      for (int32_t round = 0; round < Scheme::kRounds; ++round) {
+        gather_rows(p, args, round, a, base, held, base, held);
+        for (int32_t panel = 0; panel < panels_of(p.co_stored); ++panel)
+          for (int32_t out_phase = round * kRoundPhases; out_phase < (round + 1) * kRoundPhases; ++out_phase)
+            multiply<P>(p, args, a, c, base, held, panel, out_phase, item * Scheme::kPhases + out_phase);
+      }
     }
   }
 };

@@ -9,7 +9,7 @@
 
 struct DeconvDirect {
   using Output = Identity;
-  static constexpr int kPositions = 9, kPhases = 4, kProducts = 4, kSplit = 1, kStep = 2;
+  static constexpr int kPositions = 9, kPhases = 4, kRounds = 1, kProducts = 4, kSplit = 1, kStep = 2;
   static constexpr bool kAccumulate = true;
 
   static int32_t rows(const Problem& p) { return p.hi * p.wi; }
@@ -27,8 +27,8 @@ struct DeconvDirect {
     for (int q = 0; q < 4; ++q) u[q] = w[tap(phase / 2, q / 2) * 4 + tap(phase % 2, q % 2)];
   }
   template <class E>
-  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* a,
-                         int64_t stride, const RowPlace* places, int64_t k0) {
+  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, int32_t,
+                         char* a, int64_t stride, const RowPlace* places, int64_t k0) {
     gather<E, Window<3>>(false, false, p, source, channels, slope, row / p.wi - 1, row % p.wi - 1, 1, a, stride, places, k0);
   }
   static Place place(const Problem& p, int32_t row, int32_t phase) {
@@ -45,8 +45,8 @@ template <class W, PhaseTiles kTiles = PhaseTiles::kShared>
 struct DeconvWinograd {
   using Output = W;
   static constexpr bool kAccumulate = false, kOwn = kTiles == PhaseTiles::kOwn;
-  static constexpr int kPhases = 4, kProducts = W::kPoints * W::kPoints, kSplit = 1, kStep = 2;
-  static constexpr int kTransforms = kOwn ? kPhases : 1, kPositions = kTransforms * kProducts;
+  static constexpr int kPhases = 4, kRounds = kOwn ? kPhases : 1, kSplit = 1, kStep = 2;
+  static constexpr int kProducts = W::kPoints * W::kPoints, kPositions = kProducts;
 
   static Axis<W> axis(int32_t in) { return Axis<W>(kOwn ? in : in + 1); }
   static Tiling<W> tiling(const Problem& p) { return {axis(p.hi), axis(p.wi)}; }
@@ -54,7 +54,7 @@ struct DeconvWinograd {
   static Range rows_at(const Problem& p, int32_t product) {
     return tiling(p).rows_at(product / W::kPoints, product % W::kPoints);
   }
-  static int32_t position(int32_t phase, int32_t product) { return (kOwn ? phase * kProducts : 0) + product; }
+  static int32_t position(int32_t, int32_t product) { return product; }
   static bool live(const Problem&, int32_t, int32_t) { return true; }
   // The 2x2 filter of an output phase.
   static void taps(const Problem& p, const float* raw, int32_t c, int32_t n, int32_t phase, int32_t, double g[2][2]) {
@@ -73,13 +73,12 @@ struct DeconvWinograd {
     return axis.start(tile) - 1 + (kOwn ? phase : 0);
   }
   template <class E>
-  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, char* a,
-                         int64_t stride, const RowPlace* places, int64_t k0) {
+  static void gather_row(const Problem& p, const Source& source, int32_t channels, float slope, int32_t row, int32_t round,
+                         char* a, int64_t stride, const RowPlace* places, int64_t k0) {
     const Tiling<W> map = tiling(p);
     const auto tile = map.tile(row);
-    for (int32_t phase = 0; phase < kTransforms; ++phase)
-      gather<E, W>(tile.short_y, tile.short_x, p, source, channels, slope, window(map.y, tile.y, phase / 2),
-                   window(map.x, tile.x, phase % 2), 1, a + phase * kProducts * stride, stride, places, k0);
+    gather<E, W>(tile.short_y, tile.short_x, p, source, channels, slope, window(map.y, tile.y, round / 2),
+                 window(map.x, tile.x, round % 2), 1, a, stride, places, k0);
   }
   // Window o gives row 2 o + 1 (phase 1) or 2 o + 2 (phase 0).
   static Place place(const Problem& p, int32_t row, int32_t phase) {

@@ -108,7 +108,7 @@ struct DeconvLastWinograd {
     const int32_t all = tiles(p.wi), block = block_tiles(p);
     for (int32_t first = 0; first < all; first += block) {
       const int32_t count = all - first < block ? all - first : block, tile = ty * all + first;
-      Conv::gather_rows(p, args, a, tile, count, tile, count);
+      Conv::gather_rows(p, args, 0, a, tile, count, tile, count);
       multiply(p, args, a, c, count);
       emit(p, c, bias, rows, first, count);
     }

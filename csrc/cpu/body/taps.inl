@@ -128,8 +128,7 @@ struct FormedConvolution : Convolution<F32, Scheme, kLinesLog2, kBeside> {
 
   static int64_t panel_bytes(const Problem& p, int32_t vecs) { return Base::k_of(p) * kVectors * vecs * kWidth * 4; }
   static const char* panel_weights(const Problem& p, const void* weights, int32_t panel, int32_t phase) {
-    return (const char*)weights + panel * Scheme::kPhases * panel_bytes(p, kPanelVecs) +
-           phase * panel_bytes(p, panel_vecs(p.co_stored, panel));
+    return (const char*)weights + Base::weights_at(p, panel, phase, panel_bytes(p, 1));
   }
 
   static void geometry(const Problem& p, Geometry* g) {
