@@ -58,7 +58,7 @@ struct ColumnsConvolution
             const int32_t q = i * n + j;
             for (int32_t block = 0; block < blocks.count; ++block) {
               const int32_t start = blocks.start(block), size = blocks.size(block);
-              TapSource source = TapSource::kKept;
+              TapSource source = TapSource::kPair;
               const char *first = b, *second = b + vector;
               int32_t point = j;
               if (j > 1 && block > 0) {
@@ -66,7 +66,7 @@ struct ColumnsConvolution
                 first = second = formed;
                 point = 0;
               } else if (j > 1 && blocks.count > 1) {
-                source = TapSource::kKeptToForm;
+                source = TapSource::kPairToForm;
               }
               const GemmTaps product = choose_gemm_taps<W, Packed::kColumns>(size, vecs, point, source);
               product(a + Scheme::position(phase, q) * Base::position_bytes(p, rows) + start * kColumnLines * 64, first, second,

@@ -2,26 +2,24 @@
 // position's weights on the way.
 //
 // For layers that few tiles use, reading transformed matrices from memory costs more than the arithmetic. Weights:
-// [panel][phase][k][tap ty, tx][panel]. k advances in chunks that stay near the core while all positions read them
-// (docs/decisions/023, 025). In each axis a weight is W::combine of two taps, one or two additions. Of the positions (i, j) of
-// a row i of the transform the first two, points 0 and infinity, combine rows of taps, (0, tx) with (1, tx), and keep what they
-// form; the others combine what was kept: no position combines more than two vectors, and no pass is spent on it.
+// [panel][phase][chunk of k][ty][k][tx][panel]. A chunk stays near the core while all positions read it (docs/decisions/023,
+// 025). In each axis a weight is W::combine of two taps, one or two additions. Of the positions (i, j) of a row i of the
+// transform the first two, points 0 and infinity, combine rows of taps, (0, tx) with (1, tx), and keep what they form; the
+// others combine what was kept: no position combines more than two vectors, and no pass is spent on it.
 
 constexpr int64_t kTapLines = 1 << kTapLinesLog2;  // lines of A in a chunk (vec.h); A is cut into the same parts
 constexpr int64_t kKeptBytes = kTapLines * 16 * 2 * kPanel * 4;
 
 enum class Packed { kTaps, kColumns };  // what lies in memory: here, or in columns.inl
 
-// Where a position finds the two vectors that it combines, and what becomes of the result.
+// What becomes of the weights that a position combines of two vectors for each k, of every second one in memory.
 enum class TapSource {
-  kTaps,        // among the packed taps
-  kTapsToKeep,  // the same; the result is kept
-  kKept,        // among what two positions before it have kept, side by side
-  kKeptToForm,  // the same; the result is left for the position's other blocks of rows (columns.inl)
-  kFormed,      // none: the weights are there
+  kPair,        // nothing
+  kPairToKeep,  // kept for the positions after it, every second vector too
+  kPairToForm,  // left for the position's other blocks of rows (columns.inl)
+  kFormed,      // nothing is combined: the weights are there
 };
-constexpr int kTapSources = 5;
-constexpr bool from_taps(TapSource source) { return source == TapSource::kTaps || source == TapSource::kTapsToKeep; }
+constexpr int kTapSources = 4;
 
 // Lines of later weights that a position asks for in four steps, so that all positions that read the same weights ask for all
 // of four channels: 16 vectors of taps for every position of W, 8 of a pair of columns for those of a row.
@@ -35,8 +33,8 @@ template <class W, Packed kPacked, int kRows, int kVecs, int kPoint, TapSource k
 void gemm_taps(const char* a, const char* first, const char* second, char* keep, int64_t chunks, float* c, int64_t stride_c,
                bool accumulate, const char* ahead, const char* ahead_end) {
   constexpr int kStride = kVecs * kWidth * 4;  // bytes of a tap
-  constexpr int kStep = (from_taps(kSource) ? 4 : kSource == TapSource::kFormed ? 1 : 2) * kStride;
-  constexpr int kKeepStep = (kSource == TapSource::kKeptToForm ? 1 : 2) * kStride;
+  constexpr int kStep = (kSource == TapSource::kFormed ? 1 : 2) * kStride;
+  constexpr int kKeepStep = (kSource == TapSource::kPairToForm ? 1 : 2) * kStride;
   constexpr int kAsk = ask_lines<W, kPacked>(kVecs);
   Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
@@ -57,7 +55,7 @@ void gemm_taps(const char* a, const char* first, const char* second, char* keep,
         for (int v = 0; v < kVecs; ++v) {
           weights[v] = W::template combine<kPoint>(F32::load_words(first + k * kStep + v * kWidth * 4),
                                                    F32::load_words(second + k * kStep + v * kWidth * 4));
-          if constexpr (kSource == TapSource::kTapsToKeep || kSource == TapSource::kKeptToForm)
+          if constexpr (kSource == TapSource::kPairToKeep || kSource == TapSource::kPairToForm)
             store((float*)(keep + k * kKeepStep) + v * kWidth, weights[v]);
         }
 #pragma GCC unroll 16
@@ -98,13 +96,12 @@ struct GemmTapsTable {
     of[kRows - 1][kPoint][(int)kSource] = gemm_taps<W, kPacked, kRows, kVecs, kPoint, kSource>;
   }
   template <int kRows, int kPoint> constexpr void points() {
-    add<kRows, kPoint, TapSource::kKept>();
+    add<kRows, kPoint, TapSource::kPair>();
     if constexpr (kPacked == Packed::kTaps) {
-      add<kRows, kPoint, TapSource::kTaps>();
       // The rows of the points 0 and infinity combine no rows of taps.
-      if constexpr (kPoint > 1) add<kRows, kPoint, TapSource::kTapsToKeep>();
+      if constexpr (kPoint > 1) add<kRows, kPoint, TapSource::kPairToKeep>();
     } else {
-      if constexpr (kPoint > 1) add<kRows, kPoint, TapSource::kKeptToForm>();
+      if constexpr (kPoint > 1) add<kRows, kPoint, TapSource::kPairToForm>();
       if constexpr (kPoint == 0) add<kRows, kPoint, TapSource::kFormed>();
     }
     if constexpr (kPoint < W::kPoints - 1) points<kRows, kPoint + 1>();
@@ -162,7 +159,12 @@ struct TapsConvolution : FormedConvolution<Scheme, 4, kTapLinesLog2, kKeptBytes>
     const int32_t width = panel_vecs(p.co_stored, panel) * kWidth;
     float* out = (float*)Formed::panel_weights(p, dst, panel, phase);
     Formed::pack_filters(p, raw, panel, phase, [&](int64_t k, int32_t n, const double g[2][2]) {
-      for (int t = 0; t < 4; ++t) out[(k * 4 + t) * width + n] = (float)g[t / 2][t % 2];
+      const int64_t length = kTapLines * 16, begin = k / length * length;
+      const int64_t now = Base::k_of(p) - begin < length ? Base::k_of(p) - begin : length;
+      for (int t = 0; t < 4; ++t) {
+        const int64_t vector = begin * 4 + (t / 2 * now + k - begin) * 2 + t % 2;
+        out[vector * width + n] = (float)g[t / 2][t % 2];
+      }
     });
   }
 
@@ -180,25 +182,24 @@ struct TapsConvolution : FormedConvolution<Scheme, 4, kTapLinesLog2, kKeptBytes>
       const int64_t lines = Base::lines_of(p);
       char* const kept = (char*)c + Base::c_bytes(rows) - kKeptBytes;
       for (int64_t line = 0; line < lines; line += kTapLines, a += Base::part_bytes(p, rows)) {
-        const int64_t now = lines - line < kTapLines ? lines - line : kTapLines, part = now * 16 * 4 * tap;
-        const char* ahead = b + part;  // the next chunk, a part of it for each position until all is asked for
-        const char* const ahead_end = ahead + part;
+        const int64_t now = lines - line < kTapLines ? lines - line : kTapLines, row_of_taps = now * 16 * 2 * tap;
+        const char* ahead = b + 2 * row_of_taps;  // the next chunk, a part of it for each position until all is asked for
+        const char* const ahead_end = ahead + 2 * row_of_taps;
         for (int32_t i = 0; i < n; ++i)
           for (int32_t j = 0; j < n; ++j) {  // those that keep come first
             const int32_t q = i * n + j;
             for (int32_t block = 0; block < blocks.count; ++block) {
               const int32_t start = blocks.start(block), size = blocks.size(block);
-              TapSource source = TapSource::kKept;
+              TapSource source = TapSource::kPair;
               const char *first = kept, *second = kept + tap;
               int32_t point = j;
               if (i < 2) {
-                source = TapSource::kTaps;
-                first = b + i * 2 * tap;
+                first = b + i * row_of_taps;
                 second = first + tap;
               } else if (j < 2 && block == 0) {
-                source = TapSource::kTapsToKeep;
+                source = TapSource::kPairToKeep;
                 first = b + j * tap;
-                second = first + 2 * tap;
+                second = first + row_of_taps;
                 point = i;
               }
               const GemmTaps product = choose_gemm_taps<W, Packed::kTaps>(size, vecs, point, source);
@@ -209,7 +210,7 @@ struct TapsConvolution : FormedConvolution<Scheme, 4, kTapLinesLog2, kKeptBytes>
             ahead += now * 4 * ask_lines<W, Packed::kTaps>(vecs) * 64;
             output_lines.ask();
           }
-        b += part;
+        b += 2 * row_of_taps;
       }
     }
   };
