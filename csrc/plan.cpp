@@ -77,6 +77,7 @@ Plan make_plan(const Network& network, const std::vector<const Kernel*>& kernels
     lifetimes.push_back({round_up(bytes, 64), options.keep ? 0 : first, options.keep ? count : last});
     targets.push_back(target);
   };
+  int64_t shared_bytes = 0, shared = -1;
   for (int32_t i = 0; i < count; ++i) {
     Step& step = plan.steps[i];
     const Problem& p = step.problem;
@@ -84,15 +85,19 @@ Plan make_plan(const Network& network, const std::vector<const Kernel*>& kernels
     const int64_t element = options.dtype == DType::kBF16 ? 2 : 4;
     step.dst_bytes = last ? 0 : checked_product({p.ho, p.wo, p.co_stored, element});
     want(step.dst_bytes, i, last_reader[i], &step.dst);
-    want(step.geometry.shared_bytes, i, i, &step.shared);
+    shared_bytes = std::max(shared_bytes, step.geometry.shared_bytes);
     if (!last) {
       want(4ll * p.co_stored, i, last_reader[i], &step.scale);
       want(4ll * p.co_stored, i, last_reader[i], &step.shift);
     }
     if (network.layers[i].norm) want(12ll * p.co_stored * step.geometry.stat_blocks, i, i, &step.stats);
   }
+  // One place for every layer's A: what the last one left there is in the shared cache, which a write from memory would wait for.
+  want(shared_bytes, 0, count, &shared);
   const std::vector<int64_t> offsets = place(lifetimes, 64, &plan.arena_bytes);
   for (size_t b = 0; b < offsets.size(); ++b) *targets[b] = offsets[b];
+  for (Step& step : plan.steps)
+    if (step.geometry.shared_bytes > 0) step.shared = shared;
   return plan;
 }
 
