@@ -37,6 +37,8 @@ KERNELS = _core.kernels()
 RUNNABLE = _core.cpu()["runnable"]
 EXHAUSTIVE = int(os.environ.get("P2P_EXHAUSTIVE", "0"))
 CASES = 66 if not EXHAUSTIVE else (5000 if EXHAUSTIVE == 1 else EXHAUSTIVE)
+# weights of 24 bits (body/fixed24.inl)
+PACKED = [k for k in KERNELS if k.endswith("_direct_f32") and not k.startswith("scalar/")]
 STATISTICS = [k for k in KERNELS if not parts(k)[1].startswith(("first", "last"))]
 
 
@@ -206,7 +208,7 @@ def real_bound(case: Case) -> float:
     """c eps K max|x| max|w| growth, c = 1: K terms, each rounded a few times (2^-24; a bf16 operand
     2^-8; eps is twice that); the sums run in pieces of at most 256, so their own growth is covered
     by max|x| max|w| instead of the mean of |x w|, ten times smaller. The output is rounded once
-    more."""
+    more. Weights of 24 bits are off by up to 2^-23 of the largest."""
     _, algorithm, dtype = parts(case.kernel)
     low = rounds_operands(case.kernel)
     x = case.activated()
@@ -214,7 +216,8 @@ def real_bound(case: Case) -> float:
     most = taps * x.shape[2] * float(abs(x).max()) * float(abs(case.weight).max())
     growth = FILTERS[algorithm].growth if algorithm in FILTERS else 1.0
     output = (2.0**-8 if dtype == "bf16" else UNIT) * float(abs(expected(case)).max() + 1)
-    return (2.0**-7 if low else 2.0**-23) * most * growth + output
+    weights = 2.0**-23 * most if case.kernel in PACKED else 0.0
+    return (2.0**-7 if low else 2.0**-23) * most * growth + weights + output
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -254,7 +257,9 @@ def test_rows_in_parts(kernel: str) -> None:
         case = Case(
             kernel,
             rng.standard_normal(((2 * h, 2 * w) if down else (h, w)) + (ci,)).astype(np.float32),
-            rng.standard_normal((co, ci, 4, 4) if down else (ci + skip, co, 4, 4)).astype(np.float32),
+            rng.standard_normal((co, ci, 4, 4) if down else (ci + skip, co, 4, 4)).astype(
+                np.float32
+            ),
             skip=rng.standard_normal((h, w, skip)).astype(np.float32) if skip else None,
             bias=rng.standard_normal(co).astype(np.float32),
             slope=0.2,
@@ -266,7 +271,9 @@ def test_rows_in_parts(kernel: str) -> None:
         assert np.sqrt(np.mean((got["dst"] - want) ** 2) / np.mean(want**2)) <= 2e-6, f"{case}"
         assert_statistics(got, got["dst"].astype(np.float64), case)
         for name in ("dst", "scale", "shift"):
-            assert twice[name].tobytes() == got[name].tobytes(), f"{case}: {name} depends on threads"
+            assert twice[name].tobytes() == got[name].tobytes(), (
+                f"{case}: {name} depends on threads"
+            )
 
 
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if parts(k)[1].startswith("last")])
@@ -275,7 +282,9 @@ def test_rows_in_parts(kernel: str) -> None:
     [
         (5, 70, 64, 64, 3),  # a row of tiles in several blocks, the last one shorter
         (2, 5, 2700, 0, 1),  # blocks of one tile, sums in pieces
-        *((4, 9, 20, 0, co) for co in (4, 5, 12, 13, 64)),  # a window's row in one vector and in many
+        *(
+            (4, 9, 20, 0, co) for co in (4, 5, 12, 13, 64)
+        ),  # a window's row in one vector and in many
     ],
 )
 def test_the_last_layer_in_blocks(kernel: str, h: int, w: int, ci: int, skip: int, co: int) -> None:
@@ -302,7 +311,9 @@ def test_the_last_layer_in_blocks(kernel: str, h: int, w: int, ci: int, skip: in
     assert case.run(threads=2)["dst"].tobytes() == got.tobytes()
 
 
-@pytest.mark.parametrize("kernel", [k for k in KERNELS if parts(k)[1].endswith(("taps", "columns"))])
+@pytest.mark.parametrize(
+    "kernel", [k for k in KERNELS if parts(k)[1].endswith(("taps", "columns"))]
+)
 def test_weights_formed_on_the_way_over_many_chunks(kernel: str) -> None:
     """Several chunks of channels times several blocks of rows, and (AVX-512) a narrow last panel: what is kept
     between positions is written anew for every chunk (64 or 128 channels with AVX2, 256 with AVX-512)."""
@@ -324,6 +335,51 @@ def test_weights_formed_on_the_way_over_many_chunks(kernel: str) -> None:
         got = replace(case, tile_block=tile_block).run(threads=2)["dst"]
         typical = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
         assert abs(got - want).max() <= real_bound(case) and typical <= 2e-6, f"{case}: {typical}"
+
+
+@pytest.mark.parametrize("kernel", PACKED)
+def test_weights_of_24_bits(kernel: str) -> None:
+    """Of a single pixel an output is a weight: off by at most 2^-23 of the largest one of the output's column and
+    phase, and not at all where it is a multiple of 2^-22 of it."""
+    need(kernel)
+    down, rng = parts(kernel)[0] == "conv4x4s2", np.random.default_rng(SEED)
+    ci, co, side = 5, 40, 4 if parts(kernel)[0] == "conv4x4s2" else 2
+    weight = rng.standard_normal((co, ci, 4, 4) if down else (ci, co, 4, 4))
+    weight *= 2.0 ** -rng.integers(0, 30, weight.shape)  # of every magnitude below the largest ...
+    columns = np.moveaxis(
+        weight, 0 if down else 1, 0
+    )  # ... which is of another one in every column
+    columns *= 2.0 ** rng.integers(-60, 60, co)[:, None, None, None]
+    columns[3] = 0
+    columns[4] = -(2.0**-140)  # a denormal number
+    columns[5] = np.float32(3.4e38)
+    largest = abs(columns).max((1, 2, 3))
+    whole = 2.0 ** np.floor(np.log2(largest + 1e-300) - 21)[:, None, None, None]
+    columns[20:] = np.round(columns[20:] / whole[20:]) * whole[20:]
+    weight = weight.astype(np.float32)
+    largest = abs(np.moveaxis(weight.astype(np.float64), 0 if down else 1, 0)).max((1, 2, 3))
+    error = np.zeros(co)
+    for y, x, c in np.ndindex(side, side, ci):
+        src = np.zeros((side, side, ci), np.float32)
+        src[y, x, c] = 1
+        case = Case(kernel, src, weight)
+        error = np.maximum(error, abs(case.run()["dst"] - case.exact()).max((0, 1)))
+    tiny = largest < 2.0**-90  # below a column's least power of two
+    assert np.all(error[~tiny] <= 2.0**-23 * largest[~tiny]), error / largest
+    assert np.all(error[tiny] <= 2.0**-113), error[tiny]
+    assert np.all(error[20:] == 0) and error[:20].max() > 0
+
+
+@pytest.mark.parametrize("kernel", PACKED)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_no_number_shows(kernel: str, wrong: float) -> None:
+    need(kernel)
+    case = random_case(kernel, 13, SEED)
+    weight = case.weight.copy()
+    weight[(1, 0, 1, 1) if case.down else (0, 1, 1, 1)] = wrong
+    got = replace(case, weight=weight, bias=None).run()["dst"]
+    assert np.isnan(got[..., 1]).any()
+    assert np.isfinite(np.delete(got, 1, -1)).all()
 
 
 def test_the_short_filter_is_a_filter() -> None:
@@ -355,13 +411,17 @@ def test_tanh_is_within_3e_7_of_float64(kernel: str) -> None:
 
 
 def test_tanh_of_every_magnitude() -> None:
-    for kernel in (k for k in KERNELS if parts(k)[1].startswith("last") and k.split("/")[0] in RUNNABLE):
+    for kernel in (
+        k for k in KERNELS if parts(k)[1].startswith("last") and k.split("/")[0] in RUNNABLE
+    ):
         bias = np.concatenate([np.linspace(-12, 12, 4001), [0.0, 1e-30, -1e-30, 88, -200, 1e30]])
         bias = bias.astype(np.float32)
         weight = np.zeros((1, len(bias), 4, 4), np.float32)
         case = Case(kernel, np.zeros((1, 1, 1), np.float32), weight, bias=bias, tanh=True)
         error = abs(case.run()["dst"] - np.tanh(bias.astype(np.float64)))
-        assert error.max() <= 2e-7 + 2.0**-24, f"{kernel}: {error.max()} at {bias[error.argmax() % len(bias)]}"
+        assert error.max() <= 2e-7 + 2.0**-24, (
+            f"{kernel}: {error.max()} at {bias[error.argmax() % len(bias)]}"
+        )
 
 
 @pytest.mark.parametrize("kernel", STATISTICS)

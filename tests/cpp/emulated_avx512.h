@@ -53,6 +53,13 @@ static inline V512 add_integers(V512 a, V512 b) {
 static inline V512 shift_left(V512 v, int n) {
   return {floats(_mm256_slli_epi32(bits(v.lo), n)), floats(_mm256_slli_epi32(bits(v.hi), n))};
 }
+static inline V512 both(V512 a, V512 b) {
+  return {floats(_mm256_and_si256(bits(a.lo), bits(b.lo))), floats(_mm256_and_si256(bits(a.hi), bits(b.hi)))};
+}
+static inline V512 either(V512 a, V512 b) {
+  return {floats(_mm256_or_si256(bits(a.lo), bits(b.lo))), floats(_mm256_or_si256(bits(a.hi), bits(b.hi)))};
+}
+static inline V512 from_integers(V512 v) { return {_mm256_cvtepi32_ps(bits(v.lo)), _mm256_cvtepi32_ps(bits(v.hi))}; }
 static inline V512 widen(__m256i halves) {
   return {floats(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(halves))),
           floats(_mm256_cvtepu16_epi32(_mm256_extracti128_si256(halves, 1)))};
@@ -130,6 +137,7 @@ static inline void dot_tile(int sum, int a, int b) {
 #define _mm512_set1_epi32(x) emulated::set1((int32_t)(x))
 #define _mm512_load_ps(p) emulated::load(p)
 #define _mm512_loadu_ps(p) emulated::load(p)
+#define _mm512_load_si512(p) emulated::load(p)
 #define _mm512_storeu_ps(p, v) emulated::store(p, v)
 #define _mm512_store_si512(p, v) emulated::store(p, v)
 #define _mm512_add_ps(a, b) emulated::add(a, b)
@@ -141,7 +149,10 @@ static inline void dot_tile(int sum, int a, int b) {
 #define _mm512_fmadd_ps(a, b, c) emulated::fmadd(a, b, c)
 #define _mm512_roundscale_ps(v, mode) emulated::round_nearest(v)  // the one mode that the rooms use
 #define _mm512_cvtps_epi32(v) emulated::integers(v)
+#define _mm512_cvtepi32_ps(v) emulated::from_integers(v)
 #define _mm512_add_epi32(a, b) emulated::add_integers(a, b)
+#define _mm512_and_si512(a, b) emulated::both(a, b)
+#define _mm512_or_si512(a, b) emulated::either(a, b)
 #define _mm512_slli_epi32(v, n) emulated::shift_left(v, n)
 #define _mm512_castsi512_ps(v) (v)
 #define _mm512_cvtepu16_epi32(v) emulated::widen(v)

@@ -8,6 +8,7 @@ namespace p2p::cpu::amx {
 namespace {
 #include "vec.h"
 
+#include "../body/fixed24.inl"
 #include "../body/gemm.inl"
 #include "../body/winograd.inl"
 #include "../body/convolution.inl"

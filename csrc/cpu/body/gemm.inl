@@ -8,8 +8,6 @@
 // weight-streaming deep layers want (docs/decisions/001) and which costs the others nothing measurable. `ahead`: what will
 // be read after B, brought into L2 at `ahead_bytes` (a multiple of 64) per chunk.
 
-#include "fixed24.inl"
-
 constexpr int kPanel = kPanelVecs * kWidth;  // output channels of a full panel
 constexpr int kPrefetchBytes = 4096;
 constexpr int32_t kWholeK = 40;  // log2 of more lines than there are
