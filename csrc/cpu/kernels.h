@@ -6,8 +6,8 @@
 //   gather    read NHWC sources, apply norm + activation + padding + Winograd input transform, write packed A
 //   multiply  A with packed weights, apply the output transform, bias and statistics, write NHWC `dst`
 //
-// Two phases: all items gather into `shared`, then all multiply, once or (many rows) for one part of the rows after the other.
-// One phase: every item does both, with an A of its own.
+// Two phases: all items gather into `shared`, then all multiply; where A is large, for one part of it after the other. One
+// phase: every item does both, with an A of its own.
 //
 // The cut into items depends on the problem alone, never on the thread count: the same bits for any number of threads.
 // docs/layouts.md draws the packed layouts. Read next: body/convolution.inl.
@@ -35,7 +35,7 @@ struct Problem {
 
 // What a kernel needs for a problem, zeros filled in by Kernel::geometry.
 struct Geometry {
-  int32_t phases;         // 1, or 2 for each part of the rows
+  int32_t phases;         // 1, or 2 for each part of A
   int32_t items[2];       // of the even phases, of the odd ones
   int32_t rows;           // rows of A: Winograd tiles or pixels
   int32_t block_rows;     // of them in one block of registers, the largest

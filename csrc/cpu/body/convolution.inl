@@ -157,6 +157,8 @@ inline void multiply_block(int32_t rows, int32_t vecs, const char* a, const char
   }
 }
 
+constexpr int64_t kTogetherBytes = 2 << 20;
+
 // kPartLog2 cuts A along k (RowPlace). kBeside: bytes behind C that the product wants for itself.
 template <class E, class Scheme, int32_t kPartLog2 = kWholeK, int64_t kBeside = 0>
 struct Convolution {
@@ -188,12 +190,18 @@ struct Convolution {
            phase * p.co_stored;
   }
   // Rows that an item multiplies. In two phases: a part of them all, so that C (at most kOwnC bytes, vec.h) waits for its
-  // transform in the core's own cache, no thread waits for another's long last item, and A, whose place the next part takes,
-  // stays in the shared cache.
+  // transform in the core's own cache and no thread waits for another's long last item.
   static int32_t block_rows(const Problem& p, int32_t rows) {
     if (p.tile_block > 0) return p.tile_block < rows ? p.tile_block : rows;
     const int64_t fit = (kOwnC - c_bytes(0)) / (kOutputs * kPanel * 4), parts = (rows + fit - 1) / fit;
     return (int32_t)((rows + parts - 1) / parts);
+  }
+
+  // The A's, one for each part and round, that phases gather and multiply together: a small one is not worth a barrier, and of
+  // larger ones the next takes the place of the last, so that it stays in the shared cache.
+  static int32_t together(const Problem& p, int32_t block, int32_t blocks) {
+    const int32_t all = Scheme::kRounds * blocks;
+    return all * a_bytes(p, block) <= kTogetherBytes ? all : 1;
   }
 
   static void geometry(const Problem& p, Geometry* g) {
@@ -209,19 +217,20 @@ struct Convolution {
         live_rows += range.end - range.first;
       }
     const bool two_phases = p.tile_block == 0;
+    const int32_t at_once = together(p, block, blocks);
     g->rows = rows;
     g->block_rows = RowBlocks(block).size(0);
     g->item_rows = block;
-    g->phases = two_phases ? 2 * blocks * Scheme::kRounds : 1;
-    g->items[0] = two_phases ? block : blocks;
-    g->items[1] = two_phases ? panels * kRoundPhases : 0;
+    g->phases = two_phases ? 2 * Scheme::kRounds * blocks / at_once : 1;
+    g->items[0] = two_phases ? at_once * block : blocks;
+    g->items[1] = two_phases ? at_once * panels * kRoundPhases : 0;
     g->stat_blocks = blocks * Scheme::kPhases;
     g->pack_items = panels * Scheme::kPhases;
     const int64_t matrix = product_bytes(p, p.co_stored / kWidth);
     g->weight_bytes = Scheme::kPhases * Scheme::kProducts * matrix + scale_bytes(p);
     g->read_bytes = live * matrix;
-    g->shared_bytes = two_phases ? a_bytes(p, block) : 0;
-    g->shared_read_bytes = g->shared_bytes / Scheme::kPositions * Scheme::kProducts * blocks * panels * Scheme::kPhases;
+    g->shared_bytes = two_phases ? at_once * a_bytes(p, block) : 0;
+    g->shared_read_bytes = two_phases ? a_bytes(p, block) / Scheme::kPositions * Scheme::kProducts * blocks * panels * Scheme::kPhases : 0;
     g->transform_bytes = (a_bytes(p, block) * Scheme::kRounds + (c_bytes(block) - kBeside) * panels * Scheme::kPhases) * blocks;
     g->scratch_bytes = c_bytes(block) + (two_phases ? 0 : a_bytes(p, block));
     g->macs = live_rows * k_of(p) * p.co_stored;
@@ -467,14 +476,17 @@ struct Convolution {
     const int32_t rows = Scheme::rows(p), block = block_rows(p, rows);
     const auto held_from = [&](int32_t base) { return rows - base < block ? rows - base : block; };
     if (p.tile_block == 0) {
-      const int32_t blocks = (rows + block - 1) / block, round = phase / 2 / blocks, part = phase / 2 % blocks;
+      const int32_t blocks = (rows + block - 1) / block, at_once = together(p, block, blocks);
+      const int32_t place = phase % 2 ? item % at_once : item / block;
+      const int32_t which = phase / 2 * at_once + place, round = which / blocks, part = which % blocks;
       const int32_t base = part * block, held = held_from(base);
-      const int32_t panel = item / kRoundPhases, out_phase = round * kRoundPhases + item % kRoundPhases;
-      if (phase % 2 == 0 && item < held)
-        gather_rows(p, args, round, (char*)args.shared, base, held, base + item, 1);
-      else if (phase % 2 == 1)
-        multiply<P>(p, args, (const char*)args.shared, (float*)scratch, base, held, panel, out_phase,
-                    part * Scheme::kPhases + out_phase);
+      char* a = (char*)args.shared + place * a_bytes(p, block);
+      if (phase % 2) {
+        const int32_t panel = item / at_once / kRoundPhases, out_phase = round * kRoundPhases + item / at_once % kRoundPhases;
+        multiply<P>(p, args, a, (float*)scratch, base, held, panel, out_phase, part * Scheme::kPhases + out_phase);
+      } else if (item % block < held) {
+        gather_rows(p, args, round, a, base, held, base + item % block, 1);
+      }
     } else {
       const int32_t base = item * block, held = held_from(base);
       float* c = (float*)scratch;
