@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cuda_shim
+import native
 import numpy as np
 import pytest
 
@@ -52,6 +53,18 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def every_room(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`every_room(target)` is the one folder of native.build_every_room, with that target built."""
+    folder = tmp_path_factory.mktemp("every_room")
+
+    def build(target: str) -> Path:
+        native.build_every_room(folder, target)
+        return folder
+
+    return build
 
 
 @pytest.fixture(scope="session")

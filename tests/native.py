@@ -10,9 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from pix2pix_fast import _core
+
 ROOT = Path(__file__).parents[1]
 # cmake and ninja may be those of this environment, which need not be active
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+# Rooms that this CPU lacks instructions for, which a build can emulate out of AVX2's.
+RUNNABLE = _core.cpu()["runnable"]
+EMULATED = [room for room in ("avx512", "avx512bf16", "amx") if room not in RUNNABLE]
+CAN_EMULATE = bool(EMULATED) and "avx2" in RUNNABLE
 
 
 def need_tools() -> None:
@@ -34,3 +40,19 @@ def build(folder: Path, target: str, *options: str) -> None:
             command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": PATH}
         )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def build_every_room(folder: Path, target: str) -> None:
+    """`target`: _core, the Python module, in folder/module, or p2p_driver in `folder`. Both are made of the
+    same objects; the rooms that this CPU lacks are emulated where they can be."""
+    pybind11 = pytest.importorskip("pybind11")
+    build(
+        folder,
+        target,
+        "-DP2P_DRIVER=ON",
+        f"-DP2P_EMULATE={'ON' if CAN_EMULATE else 'OFF'}",
+        f"-DP2P_MODULE_DIR={folder / 'module'}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DPYTHON_EXECUTABLE={sys.executable}",
+    )

@@ -18,11 +18,9 @@ from pathlib import Path
 
 import native
 import pytest
-
-from pix2pix_fast import _core
+from native import RUNNABLE
 
 ALL_ROOMS = bool(int(os.environ.get("P2P_EXHAUSTIVE", "0")))
-RUNNABLE = _core.cpu()["runnable"]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 EVERY_THREADING = [
     ("threads=1", "callers=4"),  # callers side by side, each with its own buffers
@@ -32,22 +30,25 @@ EVERY_THREADING = [
 
 
 @pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+def driver(
+    tmp_path_factory: pytest.TempPathFactory, every_room: Callable[[str], Path]
+) -> Callable[[str], Run]:
     """`driver("address,undefined")` is a function that runs that build: run("key=value", ...)."""
     native.need_tools()
-    # P2P_DRIVER_BUILDS keeps the builds between runs
+    # P2P_DRIVER_BUILDS keeps the sanitized builds between runs
     kept = os.environ.get("P2P_DRIVER_BUILDS")
     base = Path(kept) if kept else tmp_path_factory.mktemp("driver")
 
     @functools.cache
     def build(sanitize: str) -> Path:
-        folder = base / (sanitize.replace(",", "-") or "plain")
+        if not sanitize:
+            return every_room("p2p_driver") / "p2p_driver"
+        folder = base / sanitize.replace(",", "-")
         options = ["-DP2P_PYTHON=OFF", "-DP2P_DRIVER=ON", f"-DP2P_SANITIZE={sanitize}"]
-        if sanitize:
-            if not sanitizer_links(sanitize, base):
-                pytest.skip(f"this compiler has no runtime for -fsanitize={sanitize}")
-            if not ALL_ROOMS:
-                options += ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=portable"]
+        if not sanitizer_links(sanitize, base):
+            pytest.skip(f"this compiler has no runtime for -fsanitize={sanitize}")
+        if not ALL_ROOMS:
+            options += ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=portable"]
         native.build(folder, "p2p_driver", *options)
         return folder / "p2p_driver"
 

@@ -8,44 +8,35 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from native import ROOT, build
+from native import CAN_EMULATE, EMULATED, ROOT
 
 import pix2pix_fast
-from pix2pix_fast import _core
 
 PYTEST = str(
     Path(sys.executable).parent / "pytest"
 )  # `python -m` would find the source folder first
-EMULATED = [room for room in ("avx512", "avx512bf16", "amx") if room not in _core.cpu()["runnable"]]
 MODULES = 3 if int(os.environ.get("P2P_EXHAUSTIVE", "0")) else 1  # whole networks take minutes more
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(
+    tmp_path_factory: pytest.TempPathFactory, every_room: Callable[[str], Path]
+) -> dict[str, str]:
     """One in which `import pix2pix_fast` finds the emulating build."""
     if not EMULATED:
         pytest.skip("this CPU runs every room")
-    if "avx2" not in _core.cpu()["runnable"]:
+    if not CAN_EMULATE:
         pytest.skip("the emulation is made of AVX2 instructions, which this CPU lacks")
-    import pybind11
-
-    folder = tmp_path_factory.mktemp("emulated")
-    package = folder / "path" / "pix2pix_fast"
+    package = tmp_path_factory.mktemp("emulated") / "pix2pix_fast"
     shutil.copytree(
         Path(pix2pix_fast.__file__).parent, package, ignore=shutil.ignore_patterns("_core*.so")
     )
-    build(
-        folder / "build",
-        "_core",
-        "-DP2P_EMULATE=ON",
-        f"-DP2P_MODULE_DIR={package}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-        f"-DPython_EXECUTABLE={sys.executable}",
-        f"-DPYTHON_EXECUTABLE={sys.executable}",
-    )
+    for module in (every_room("_core") / "module").iterdir():
+        shutil.copy(module, package)
     return {**os.environ, "PYTHONPATH": str(package.parent)}
 
 
