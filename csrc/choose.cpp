@@ -89,7 +89,7 @@ int32_t choose_tile_block(const Kernel& kernel, const Problem& problem) {
   kernel.geometry(two_phases, &g);
   const MachineBalance balance = balance_of(room_of(kernel), kernel.dtype);
   if (g.phases < 2 || ((double)g.shared_bytes <= balance.two_phase_bytes && g.rows <= kTwoPhasesRows)) return 0;
-  const int64_t fit = (int64_t)(kBlockShare * balance.own_cache) / std::max<int64_t>(g.shared_bytes / g.rows, 1);
+  const int64_t fit = (int64_t)(kBlockShare * balance.own_cache) / std::max<int64_t>(g.row_bytes, 1);
   const int32_t rows = (int32_t)std::clamp<int64_t>(fit, kBlockRowsMin, kBlockRows);
   const int32_t items = divide_up(g.rows, rows);
   Problem one_phase = problem;

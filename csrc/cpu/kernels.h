@@ -44,7 +44,8 @@ struct Geometry {
   int32_t pack_items;     // independent parts of Kernel::pack
   int64_t weight_bytes;   // packed weights of the layer, all of them
   int64_t read_bytes;     // packed weights that one run reads (taps that only see padding are left out)
-  int64_t shared_bytes;   // A of one part
+  int64_t shared_bytes;   // A of one part, or all of a small one
+  int64_t row_bytes;      // of one row of A
   int64_t shared_read_bytes;  // of A by all items of the last phase together
   int64_t transform_bytes;    // of A and C, each once
   int64_t scratch_bytes;  // per thread

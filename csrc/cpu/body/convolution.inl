@@ -230,7 +230,9 @@ struct Convolution {
     g->weight_bytes = Scheme::kPhases * Scheme::kProducts * matrix + scale_bytes(p);
     g->read_bytes = live * matrix;
     g->shared_bytes = two_phases ? at_once * a_bytes(p, block) : 0;
-    g->shared_read_bytes = two_phases ? a_bytes(p, block) / Scheme::kPositions * Scheme::kProducts * blocks * panels * Scheme::kPhases : 0;
+    g->row_bytes = Scheme::kPositions * k_of(p) * E::kBytes;
+    const int64_t product_rows = (int64_t)rows * panels * Scheme::kPhases * Scheme::kProducts;  // of A, as often as they are read
+    g->shared_read_bytes = two_phases ? g->row_bytes / Scheme::kPositions * product_rows : 0;
     g->transform_bytes = (a_bytes(p, block) * Scheme::kRounds + (c_bytes(block) - kBeside) * panels * Scheme::kPhases) * blocks;
     g->scratch_bytes = c_bytes(block) + (two_phases ? 0 : a_bytes(p, block));
     g->macs = live_rows * k_of(p) * p.co_stored;
