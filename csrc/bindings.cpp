@@ -399,7 +399,7 @@ py::dict run_kernel(const std::string& kernel, const FloatArray& src, const Floa
   return py::dict("dst"_a = FloatArray({ho, wo, (py::ssize_t)in.co}, out.dst.data()),
                   "scale"_a = FloatArray((py::ssize_t)out.scale.size(), out.scale.data()),
                   "shift"_a = FloatArray((py::ssize_t)out.shift.size(), out.shift.data()), "seconds"_a = out.seconds,
-                  "macs"_a = out.macs, "weight_bytes"_a = out.weight_bytes, "stat_blocks"_a = out.stat_blocks);
+                  "macs"_a = out.macs, "weight_bytes"_a = out.weight_bytes, "phases"_a = out.phases, "stat_blocks"_a = out.stat_blocks);
 }
 
 // Planes as PyAV hands them out: one-dimensional buffers with a line size.

@@ -13,8 +13,9 @@ using namespace cpu;
 // decides, not a measurement at load: noise would choose other kernels, and so other bits, in the next process. `tune` measures.
 MachineBalance balance_of(Isa isa, DType dtype) {
   const double transform = isa == Isa::kAmx ? 60e9 : 10e9, kept = 24 << 20;
-  // Of A. Up to 5 MB two phases won everywhere (d6: 6 %), above it one phase won 12 to 30 % (e2, d7), but on Zen 3 two still
-  // did for e2 and d7 (6 MB: 5 %), since outputs are asked for ahead of the stores.
+  // Of the A that is there at a time. Up to 5 MB two phases won everywhere (d6: 6 %), above it one phase won 12 to 30 % (e2, d7),
+  // but on Zen 3 two still did for e2 and d7 (6 MB: 5 %), since outputs are asked for ahead of the stores, and with turns for e3
+  // at 512x512 (4 MB of 13: 5 %). Turns were timed there alone.
   const double two_phase_bytes = 5 << 20;
   if (isa == Isa::kScalar) return {16e9, 50e9, 100e9, transform, 1e6, kept, two_phase_bytes};
   // CPUs whose best room is AVX2: slower memory, half the cache of a core.
@@ -44,11 +45,11 @@ double estimate(const Kernel& kernel, const Problem& problem, const MachineBalan
                       : columns ? 1 + kColumnChunks + kColumnSums / g.item_rows
                                 : 1;
   const double arithmetic = sums * 2.0 * (double)g.macs / balance.flops;
-  // Once from memory; every block or part of the rows reads them again, well hidden from the shared cache. In one phase that
-  // may be after a pass long enough to have pushed them out.
+  // Once from memory; every block or part of the rows reads them again, well hidden from the shared cache, unless the pass
+  // before has pushed them out. (Parts without turns read them one right after the other.)
   const int32_t passes = g.item_rows > 0 ? divide_up(g.rows, g.item_rows) : 1;
   const double reread = (double)g.read_bytes * (passes - 1);
-  const bool cached = g.phases > 1 || (double)g.read_bytes <= balance.kept_weights;
+  const bool cached = g.phases == 2 || (double)g.pass_bytes <= balance.kept_weights;
   const double weights = ((double)g.read_bytes + (cached ? 0 : reread)) / balance.weight_bytes;
   // Items read A again and again, and a core's own cache may not hold it.
   const double again = (g.shared_bytes > balance.own_cache / 2 ? (double)g.shared_read_bytes / balance.shared_bytes : 0) +
@@ -85,7 +86,7 @@ constexpr int32_t kBlockRows = 22, kBlockRowsMin = 12;
 int32_t choose_tile_block(const Kernel& kernel, const Problem& problem) {
   Problem two_phases = problem;
   two_phases.tile_block = 0;
-  Geometry g;
+  Geometry g{};
   kernel.geometry(two_phases, &g);
   const MachineBalance balance = balance_of(room_of(kernel), kernel.dtype);
   if (g.phases < 2 || ((double)g.shared_bytes <= balance.two_phase_bytes && g.rows <= kTwoPhasesRows)) return 0;

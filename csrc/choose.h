@@ -15,7 +15,7 @@ struct MachineBalance {
   double transform_bytes;  // per second through transforms
   double own_cache;        // bytes of a core's own cache
   double kept_weights;     // bytes of weights that stay in the shared cache beside all else
-  double two_phase_bytes;  // of A, up to which two phases win whatever the estimate says
+  double two_phase_bytes;  // of A at a time, up to which two phases win whatever the estimate says
 };
 MachineBalance balance_of(cpu::Isa isa, cpu::DType dtype);
 

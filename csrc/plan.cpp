@@ -59,6 +59,7 @@ Plan make_plan(const Network& network, const std::vector<const Kernel*>& kernels
     step.kernel = kernels[i];
     step.problem = problem_of(network, i, h, w, options.dtype);
     step.problem.tile_block = choose_tile_block(*step.kernel, step.problem);
+    step.problem.threads = options.threads;  // after the choice, which must not depend on it: other rows, other bits
     step.kernel->geometry(step.problem, &step.geometry);
     step.input = layer.input;
     step.skip = layer.skip_index;

@@ -35,6 +35,7 @@ struct PlanOptions {
   cpu::DType dtype = cpu::DType::kF32;
   bool dropout = false;
   bool keep = false;  // every output lives until the end (tests look at them)
+  int32_t threads = 1;
 };
 
 int32_t stored_channels(int32_t channels, cpu::DType dtype);

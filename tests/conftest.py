@@ -56,12 +56,12 @@ def shared_data() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def every_room(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`every_room(target)` is the one folder of native.build_every_room, with that target built."""
-    folder = tmp_path_factory.mktemp("every_room")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`emulated(target)` is the one folder of native.build_emulated, with that target built."""
+    folder = tmp_path_factory.mktemp("emulated_build")
 
     def build(target: str) -> Path:
-        native.build_every_room(folder, target)
+        native.build_emulated(folder, target)
         return folder
 
     return build

@@ -24,7 +24,7 @@ MODULES = 3 if int(os.environ.get("P2P_EXHAUSTIVE", "0")) else 1  # whole networ
 
 @pytest.fixture(scope="module")
 def environment(
-    tmp_path_factory: pytest.TempPathFactory, every_room: Callable[[str], Path]
+    tmp_path_factory: pytest.TempPathFactory, emulated: Callable[[str], Path]
 ) -> dict[str, str]:
     """One in which `import pix2pix_fast` finds the emulating build."""
     if not EMULATED:
@@ -35,7 +35,7 @@ def environment(
     shutil.copytree(
         Path(pix2pix_fast.__file__).parent, package, ignore=shutil.ignore_patterns("_core*.so")
     )
-    for module in (every_room("_core") / "module").iterdir():
+    for module in (emulated("_core") / "module").iterdir():
         shutil.copy(module, package)
     return {**os.environ, "PYTHONPATH": str(package.parent)}
 

@@ -8,6 +8,7 @@ algorithm, statistics against float64.
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 
@@ -248,12 +249,13 @@ PARTED = {
 
 @pytest.mark.parametrize("kernel", [k for k in STATISTICS if k.startswith("avx2/")])
 def test_rows_in_parts(kernel: str) -> None:
-    """Where C of all rows exceeds what two phases keep, every part has its own A and statistics."""
+    """Where C of all rows exceeds what two phases keep, every part has its own A and statistics. Large
+    A's take turns, more of them in a turn where many threads want work."""
     need(kernel)
     op, algorithm, _ = parts(kernel)
     down, rng = op == "conv4x4s2", np.random.default_rng(SEED)
-    for h, w in PARTED[algorithm]:
-        ci, skip, co = (20, 0, 40) if down else (5, 17, 40)
+    few, many = ((20, 0, 40), (140, 0, 136)) if down else ((5, 17, 40), (130, 17, 72))
+    for (h, w), (ci, skip, co) in itertools.product(PARTED[algorithm], (few, many)):
         case = Case(
             kernel,
             rng.standard_normal(((2 * h, 2 * w) if down else (h, w)) + (ci,)).astype(np.float32),
@@ -265,15 +267,18 @@ def test_rows_in_parts(kernel: str) -> None:
             slope=0.2,
             tile_block=0,
         )
-        got, twice, want = case.run(), case.run(threads=2), expected(case)
+        got, want = case.run(), expected(case)
         assert got["stat_blocks"] >= (2 if down else 8), f"{case}: one part"
+        assert got["phases"] > 2 or co < 72, f"{case}: no turns"
         assert abs(got["dst"] - want).max() <= real_bound(case), f"{case}"
         assert np.sqrt(np.mean((got["dst"] - want) ** 2) / np.mean(want**2)) <= 2e-6, f"{case}"
         assert_statistics(got, got["dst"].astype(np.float64), case)
-        for name in ("dst", "scale", "shift"):
-            assert twice[name].tobytes() == got[name].tobytes(), (
-                f"{case}: {name} depends on threads"
-            )
+        for threads in (2, 9):
+            again = case.run(threads)
+            assert again["phases"] <= got["phases"], f"{case}"
+            for name in ("dst", "scale", "shift"):
+                same = again[name].tobytes() == got[name].tobytes()
+                assert same, f"{case}: {name} depends on threads"
 
 
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if parts(k)[1].startswith("last")])
@@ -350,6 +355,7 @@ def test_weights_of_24_bits(kernel: str) -> None:
         weight, 0 if down else 1, 0
     )  # ... which is of another one in every column
     columns *= 2.0 ** rng.integers(-60, 60, co)[:, None, None, None]
+    columns[:, :, 1::2, ::2] *= 2.0**-11  # which is smaller in one of a transposed convolution's phases
     columns[3] = 0
     columns[4] = -(2.0**-140)  # a denormal number
     columns[5] = np.float32(3.4e38)
@@ -357,17 +363,25 @@ def test_weights_of_24_bits(kernel: str) -> None:
     whole = 2.0 ** np.floor(np.log2(largest + 1e-300) - 21)[:, None, None, None]
     columns[20:] = np.round(columns[20:] / whole[20:]) * whole[20:]
     weight = weight.astype(np.float32)
-    largest = abs(np.moveaxis(weight.astype(np.float64), 0 if down else 1, 0)).max((1, 2, 3))
-    error = np.zeros(co)
+    columns = abs(np.moveaxis(weight.astype(np.float64), 0 if down else 1, 0))
+    phases = 1 if down else 2  # a side; those of a transposed convolution meet every second tap
+    largest = np.array(
+        [[columns[:, :, 1 - y :: 2, 1 - x :: 2].max((1, 2, 3)) for x in range(2)] for y in range(2)]
+        if phases == 2
+        else [[columns.max((1, 2, 3))]]
+    )
+    error = np.zeros((phases, phases, co))
     for y, x, c in np.ndindex(side, side, ci):
         src = np.zeros((side, side, ci), np.float32)
         src[y, x, c] = 1
         case = Case(kernel, src, weight)
-        error = np.maximum(error, abs(case.run()["dst"] - case.exact()).max((0, 1)))
+        off = abs(case.run()["dst"] - case.exact())
+        for i, j in np.ndindex(phases, phases):
+            error[i, j] = np.maximum(error[i, j], off[i::phases, j::phases].max((0, 1)))
     tiny = largest < 2.0**-90  # below a column's least power of two
     assert np.all(error[~tiny] <= 2.0**-23 * largest[~tiny]), error / largest
     assert np.all(error[tiny] <= 2.0**-113), error[tiny]
-    assert np.all(error[20:] == 0) and error[:20].max() > 0
+    assert np.all(error[..., 20:] == 0) and error[..., :20].max() > 0
 
 
 @pytest.mark.parametrize("kernel", PACKED)

@@ -83,7 +83,7 @@ class CpuModel final : public CompiledModel {
   void release(Runtime& runtime, Slots slot, bool alone = false);
   bool run_in(Runtime& runtime, ThreadPool& pool, bool alone, const ImageView& src, const ImageView& dst, uint64_t frame,
               Interrupt* interrupt);
-  PlanOptions plan_options(bool keep) const { return {dtype_, seed_.has_value(), keep}; }
+  PlanOptions plan_options(bool keep) const { return {dtype_, seed_.has_value(), keep, threads_}; }
   Plan plan_for(int32_t h, int32_t w, bool keep) const;
   void pack(int32_t index, const LayerTensors& tensors, ThreadPool& pool);
   std::vector<StepReport> report(const Plan& plan, const std::vector<double>* step_us) const;
@@ -169,7 +169,7 @@ void CpuModel::pack(int32_t index, const LayerTensors& tensors, ThreadPool& pool
   packed.kernel = kernels_[index];
   const int32_t h = network_.multiple();  // packed weights do not depend on the size; any will do
   const Problem problem = problem_of(network_, index, h, h, dtype_);
-  Geometry geometry;
+  Geometry geometry{};
   packed.kernel->geometry(problem, &geometry);
   packed.weights = Memory(geometry.weight_bytes + 4096);  // kernels prefetch past the end, readers never do
   weight_bytes_ += geometry.weight_bytes;

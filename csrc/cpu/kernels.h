@@ -6,8 +6,8 @@
 //   gather    read NHWC sources, apply norm + activation + padding + Winograd input transform, write packed A
 //   multiply  A with packed weights, apply the output transform, bias and statistics, write NHWC `dst`
 //
-// Two phases: all items gather into `shared`, then all multiply; where A is large, for one part of it after the other. One
-// phase: every item does both, with an A of its own.
+// Two phases: all items gather into `shared`, then all multiply. Where A is large, its parts take turns: some of the rows, or of
+// the output phases where each has its own tiles. One phase: every item does both, with an A of its own.
 //
 // The cut into items depends on the problem alone, never on the thread count: the same bits for any number of threads.
 // docs/layouts.md draws the packed layouts. Read next: body/convolution.inl.
@@ -30,12 +30,13 @@ struct Problem {
   int32_t ci[2];         // channels of the sources, [skip, decoder]; ci[1] = 0 where there is one source
   int32_t ci_stored[2];  // the same as stored: rounded up to the precision's channel block, the rest zero
   int32_t co, co_stored;
+  int32_t threads;     // that will share the items; never changes what is computed
   int32_t tile_block;  // 0: phases that gather and multiply in turn; n > 0: one phase, items of n rows of A (tiles or pixels)
 };
 
 // What a kernel needs for a problem, zeros filled in by Kernel::geometry.
 struct Geometry {
-  int32_t phases;         // 1, or 2 for each part of A
+  int32_t phases;         // 1, or 2 for each turn: the A's of parts of the rows, of output phases, that are there together
   int32_t items[2];       // of the even phases, of the odd ones
   int32_t rows;           // rows of A: Winograd tiles or pixels
   int32_t block_rows;     // of them in one block of registers, the largest
@@ -43,10 +44,11 @@ struct Geometry {
   int32_t stat_blocks;    // partial statistics per channel
   int32_t pack_items;     // independent parts of Kernel::pack
   int64_t weight_bytes;   // packed weights of the layer, all of them
+  int64_t pass_bytes;     // of them that are read before the first one is read again
   int64_t read_bytes;     // packed weights that one run reads (taps that only see padding are left out)
-  int64_t shared_bytes;   // A of one part, or all of a small one
+  int64_t shared_bytes;   // A of one turn
   int64_t row_bytes;      // of one row of A
-  int64_t shared_read_bytes;  // of A by all items of the last phase together
+  int64_t shared_read_bytes;  // of A by all items that multiply
   int64_t transform_bytes;    // of A and C, each once
   int64_t scratch_bytes;  // per thread
   int64_t macs;           // multiply-adds that one run does
@@ -95,6 +97,7 @@ struct Kernel {
 struct KernelTable {
   const Kernel* const* kernels;
   int32_t count;
+  const Kernel* plain = nullptr;  // a float32 convolution that shows the room's arithmetic; null: its direct one does
 };
 
 }  // namespace p2p::cpu

@@ -24,9 +24,8 @@ double seconds_of(ThreadPool& pool, ThreadPool::Work work, void* context) {
 // A direct convolution whose operands stay in a core's own cache, with sums so long that nearly nothing but the product is
 // left: 12 rows, whole register tiles of every room.
 double arithmetic_peak(Isa isa, DType dtype, ThreadPool& pool) {
-  const Kernel* kernel = find_kernel(isa, Op::kConv, Algorithm::kDirect, dtype);
-  P2P_ASSERT(kernel != nullptr);
-  const bool tiles = room_of(*kernel) == Isa::kAmx;  // seven row tiles, so that its products are two by two
+  const Kernel* kernel = plain_kernel(isa, dtype);
+  const bool tiles = room_of(*find_kernel(isa, Op::kConv, Algorithm::kDirect, dtype)) == Isa::kAmx;  // seven row tiles, so that its products are two by two
   Problem p{};
   p.hi = tiles ? 20 : 4;
   p.wi = tiles ? 20 : 12;
@@ -34,7 +33,7 @@ double arithmetic_peak(Isa isa, DType dtype, ThreadPool& pool) {
   p.wo = p.wi / 2;
   p.ci[0] = p.ci_stored[0] = tiles ? 32 : 128;
   p.co = p.co_stored = 32;
-  Geometry g;
+  Geometry g{};
   kernel->geometry(p, &g);
   struct Job {
     const Kernel* kernel;

@@ -57,7 +57,8 @@ ProbeOutput probe(const ProbeInput& in) {
   p.co = in.co;
   p.co_stored = stored_channels(in.co, kernel.dtype);
   p.tile_block = in.tile_block >= 0 ? in.tile_block : choose_tile_block(kernel, p);
-  Geometry g;
+  p.threads = in.threads;
+  Geometry g{};
   kernel.geometry(p, &g);
 
   ThreadPool pool(in.threads);
@@ -129,6 +130,7 @@ ProbeOutput probe(const ProbeInput& in) {
     out.shift.resize(p.co);
   }
   out.macs = g.macs;
+  out.phases = g.phases;
   out.weight_bytes = g.read_bytes;
   out.stat_blocks = g.stat_blocks;
   return out;

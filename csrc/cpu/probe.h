@@ -25,6 +25,7 @@ struct ProbeOutput {
   std::vector<float> scale, shift;  // of a norm with gamma 1, beta 0, eps 1e-5; empty for first and last layers
   std::vector<double> seconds;      // one per repeat
   long long macs, weight_bytes;
+  int phases;                       // 1, or 2 for each turn
   int stat_blocks;                  // partial statistics per channel: parts of the rows times output phases
 };
 

@@ -69,4 +69,11 @@ const Kernel* find_kernel(Isa isa, Op op, Algorithm algorithm, DType dtype) {
   return nullptr;
 }
 
+const Kernel* plain_kernel(Isa isa, DType dtype) {
+  const Kernel* direct = find_kernel(isa, Op::kConv, Algorithm::kDirect, dtype);
+  for (const Room& room : kRooms)
+    if (dtype == DType::kF32 && room.isa == room_of(*direct) && room.table->plain) return room.table->plain;
+  return direct;
+}
+
 }  // namespace p2p::cpu

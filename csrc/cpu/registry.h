@@ -17,5 +17,7 @@ const Kernel& kernel_by_id(const std::string& id);
 // Null where none fits. Among equal kernels the best room wins.
 Isa room_of(const Kernel& kernel);
 const Kernel* find_kernel(Isa isa, Op op, Algorithm algorithm, DType dtype);
+// A convolution that shows what the best room computes, at best.
+const Kernel* plain_kernel(Isa isa, DType dtype);
 
 }  // namespace p2p::cpu

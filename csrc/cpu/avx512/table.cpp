@@ -2,7 +2,7 @@
 #include "../kernels.h"
 
 namespace p2p::cpu::avx512 {
-extern const Kernel kConvFirst, kConvDirect, kConvWinograd3, kConvWinograd2Taps, kConvWinograd4, kConvWinograd4Taps,
+extern const Kernel kConvPlain, kConvFirst, kConvDirect, kConvWinograd3, kConvWinograd2Taps, kConvWinograd4, kConvWinograd4Taps,
     kDeconvDirect, kDeconvWinograd3, kDeconvWinograd2Taps, kDeconvWinograd4, kDeconvWinograd4Taps, kDeconvWinograd5,
     kDeconvLast;
 
@@ -14,5 +14,5 @@ const Kernel* const kKernels[] = {
 }
 
 extern const KernelTable kTable;
-const KernelTable kTable = {kKernels, sizeof(kKernels) / sizeof(kKernels[0])};
+const KernelTable kTable = {kKernels, sizeof(kKernels) / sizeof(kKernels[0]), &kConvPlain};
 }  // namespace p2p::cpu::avx512

@@ -8,8 +8,8 @@
 //   kAccumulate  all products of a phase add into one C (direct), or each has its own (Winograd)
 //   Output       the transform from C to a tile of outputs
 //
-// Weights: [panel of output channels][phase][product][k][panel]; of each round. Statistics are taken where outputs are in registers,
-// shifted by one of the item's outputs so that a large mean costs no digits, and merged in double by the backend.
+// Weights: [round][panel of output channels][phase of the round][product][k][panel]. Statistics are taken where outputs are in
+// registers, shifted by one of the item's outputs so that a large mean costs no digits, and merged in double by the backend.
 
 template <class E> inline Vec activated(const void* data, int64_t i, Vec scale, Vec shift, Vec slope) {
   const Vec x = fma(E::load(data, i), scale, shift);
@@ -157,8 +157,6 @@ inline void multiply_block(int32_t rows, int32_t vecs, const char* a, const char
   }
 }
 
-constexpr int64_t kTogetherBytes = 2 << 20;
-
 // kPartLog2 cuts A along k (RowPlace). kBeside: bytes behind C that the product wants for itself.
 template <class E, class Scheme, int32_t kPartLog2 = kWholeK, int64_t kBeside = 0>
 struct Convolution {
@@ -197,11 +195,14 @@ struct Convolution {
     return (int32_t)((rows + parts - 1) / parts);
   }
 
-  // The A's, one for each part and round, that phases gather and multiply together: a small one is not worth a barrier, and of
-  // larger ones the next takes the place of the last, so that it stays in the shared cache.
-  static int32_t together(const Problem& p, int32_t block, int32_t blocks) {
-    const int32_t all = Scheme::kRounds * blocks;
-    return all * a_bytes(p, block) <= kTogetherBytes ? all : 1;
+  // There is an A for each part of the rows and each round. They take turns in one place, which then stays in the shared cache.
+  // As many as fit 2 MB share a turn: a small one is not worth two barriers. And as many as give every thread four items.
+  static int32_t shared_turn(const Problem& p, int32_t block, int32_t blocks) {
+    constexpr int64_t kTurnBytes = 2 << 20, kTurnItems = 4;
+    const int64_t all = Scheme::kRounds * blocks, fit = kTurnBytes / a_bytes(p, block);
+    const int64_t items = panels_of(p.co_stored) * kRoundPhases, busy = (kTurnItems * p.threads + items - 1) / items;
+    const int64_t most = fit > busy ? fit : busy, turns = most < 1 ? all : (all + most - 1) / most;
+    return (int32_t)((all + turns - 1) / turns);
   }
 
   static void geometry(const Problem& p, Geometry* g) {
@@ -217,11 +218,11 @@ struct Convolution {
         live_rows += range.end - range.first;
       }
     const bool two_phases = p.tile_block == 0;
-    const int32_t at_once = together(p, block, blocks);
+    const int32_t at_once = shared_turn(p, block, blocks), turns = (Scheme::kRounds * blocks + at_once - 1) / at_once;
     g->rows = rows;
     g->block_rows = RowBlocks(block).size(0);
     g->item_rows = block;
-    g->phases = two_phases ? 2 * Scheme::kRounds * blocks / at_once : 1;
+    g->phases = two_phases ? 2 * turns : 1;
     g->items[0] = two_phases ? at_once * block : blocks;
     g->items[1] = two_phases ? at_once * panels * kRoundPhases : 0;
     g->stat_blocks = blocks * Scheme::kPhases;
@@ -229,6 +230,7 @@ struct Convolution {
     const int64_t matrix = product_bytes(p, p.co_stored / kWidth);
     g->weight_bytes = Scheme::kPhases * Scheme::kProducts * matrix + scale_bytes(p);
     g->read_bytes = live * matrix;
+    g->pass_bytes = two_phases ? g->read_bytes / Scheme::kRounds : g->read_bytes;
     g->shared_bytes = two_phases ? at_once * a_bytes(p, block) : 0;
     g->row_bytes = Scheme::kPositions * k_of(p) * E::kBytes;
     const int64_t product_rows = (int64_t)rows * panels * Scheme::kPhases * Scheme::kProducts;  // of A, as often as they are read
@@ -478,9 +480,10 @@ struct Convolution {
     const int32_t rows = Scheme::rows(p), block = block_rows(p, rows);
     const auto held_from = [&](int32_t base) { return rows - base < block ? rows - base : block; };
     if (p.tile_block == 0) {
-      const int32_t blocks = (rows + block - 1) / block, at_once = together(p, block, blocks);
+      const int32_t blocks = (rows + block - 1) / block, at_once = shared_turn(p, block, blocks);
       const int32_t place = phase % 2 ? item % at_once : item / block;
       const int32_t which = phase / 2 * at_once + place, round = which / blocks, part = which % blocks;
+      if (which >= Scheme::kRounds * blocks) return;  // the last turn may be shorter
       const int32_t base = part * block, held = held_from(base);
       char* a = (char*)args.shared + place * a_bytes(p, block);
       if (phase % 2) {

@@ -1,7 +1,7 @@
 // Weights of 24 bits for the layers that wait for memory: what few pixels use once costs its bytes, not its arithmetic.
 //
 // A column (output channel and phase) holds whole numbers q, |q| <= 2^23, times one power of two: off by at most 2^-23 of the
-// column's largest weight, where float32 is off by 2^-24 of each. Every four vectors of the stream, in the order of use, lie in
+// column's largest weight (2^-114 where that is smaller than 2^-91), where float32 is off by 2^-24 of each. Every four vectors of the stream, in the order of use, lie in
 // three: the upper 24 bits of a lane are q of one of the first three, the lower 8 bits a byte of the fourth's q. load24 (vec.h)
 // gives 256 q; the output transform multiplies by the column's scale, which changes no digit. docs/decisions/028.
 
@@ -27,6 +27,7 @@ struct Fixed24Column {
     to_whole = __builtin_ldexpf(1.0f, 23 - exponent);
     scale = largest <= 3.4028234664e38f ? __builtin_ldexpf(1.0f, exponent - 31) : __builtin_nanf("");
   }
+  // What is no number lands at the end too; the scale tells.
   int32_t whole(float w) const {
     const float q = w * to_whole;
     return q < 8388607.0f ? (int32_t)__builtin_lrintf(q) : 8388607;

@@ -131,6 +131,7 @@ struct FormedConvolution : Convolution<F32, Scheme, kLinesLog2, kBeside> {
   static void geometry(const Problem& p, Geometry* g) {
     Base::geometry(p, g);
     g->weight_bytes = g->read_bytes = (int64_t)Scheme::kPhases * Base::k_of(p) * kVectors * p.co_stored * 4;
+    g->pass_bytes = g->phases > 1 ? g->read_bytes / Scheme::kRounds : g->read_bytes;
   }
 
   // put(k, n, g) for each filter g[2][2] of a panel and phase: n is its column there.
