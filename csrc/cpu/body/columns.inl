@@ -29,17 +29,14 @@ struct ColumnsConvolution
     const int32_t width = panel_vecs(p.co_stored, panel) * kWidth;
     float* out = (float*)Formed::panel_weights(p, dst, panel, phase);
     Formed::pack_filters(p, raw, panel, phase, [&](int64_t k, int32_t m, const double g[2][2]) {
-      const int64_t length = kColumnLines * 16, begin = k / length * length;
-      const int64_t now = Base::k_of(p) - begin < length ? Base::k_of(p) - begin : length;
+      const auto chunk = Formed::chunk_of(p, k);
       for (int i = 0; i < n; ++i)
         for (int tx = 0; tx < 2; ++tx)
-          out[(begin * 2 * n + (i * now + k - begin) * 2 + tx) * width + m] = (float)combine(i, g[0][tx], g[1][tx]);
+          out[(chunk.begin * 2 * n + (i * chunk.length + k - chunk.begin) * 2 + tx) * width + m] = (float)combine(i, g[0][tx], g[1][tx]);
     });
   }
 
   struct Product {
-    static constexpr bool kScaled = false;
-    static const float* scales(const Problem&, const void*, int32_t) { return nullptr; }
     static void fill(const Problem& p, const Args& args, const char* a, float* c, int32_t, int32_t rows, int32_t panel,
                      int32_t phase, typename Base::OutputLines& output_lines) {
       static_assert(W::kLeftOut < 0, "all positions have the same rows");

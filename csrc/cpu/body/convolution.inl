@@ -181,9 +181,8 @@ struct Convolution {
     return (before * kRoundPhases + phase % kRoundPhases * panel_vecs(p.co_stored, panel)) * vec_bytes;
   }
   static int64_t scale_bytes(const Problem& p) { return kFixed<E> ? Scheme::kPhases * p.co_stored * 4 : 0; }
-  // Of the columns of a phase, behind all other weights; null where they are plain.
+  // Of the columns of a phase, behind all other weights, where those are of 24 bits.
   static float* scales(const Problem& p, const void* weights, int32_t phase) {
-    if (!kFixed<E>) return nullptr;
     return (float*)((char*)weights + Scheme::kPhases * Scheme::kProducts * product_bytes(p, p.co_stored / kWidth)) +
            phase * p.co_stored;
   }
@@ -340,10 +339,6 @@ struct Convolution {
 
   // C of one panel and phase over the rows held in `a`.
   struct Product {
-    static constexpr bool kScaled = kFixed<E>;
-    static const float* scales(const Problem& p, const void* weights, int32_t phase) {
-      return Convolution::scales(p, weights, phase);
-    }
     static void fill(const Problem& p, const Args& args, const char* a, float* c, int32_t base, int32_t rows,
                      int32_t panel, int32_t phase, OutputLines& output_lines) {
       const int32_t vecs = panel_vecs(p.co_stored, panel);
@@ -378,15 +373,12 @@ struct Convolution {
                        int32_t panel, int32_t phase, int32_t stat_block) {
     OutputLines lines(p, args, base, rows, panel, phase);
     P::fill(p, args, a, c, base, rows, panel, phase, lines);
-    const float* scales = P::scales(p, args.weights, phase);
-    if (panel_vecs(p.co_stored, panel) == kPanelVecs)
-      emit<kPanelVecs, P::kScaled>(p, args, scales, c, base, rows, panel, phase, stat_block);
-    else
-      emit<1, P::kScaled>(p, args, scales, c, base, rows, panel, phase, stat_block);
+    if (panel_vecs(p.co_stored, panel) == kPanelVecs) emit<kPanelVecs>(p, args, c, base, rows, panel, phase, stat_block);
+    else emit<1>(p, args, c, base, rows, panel, phase, stat_block);
   }
 
   // Output transform, scale, bias, statistics and stores of one panel.
-  template <int kVecs, bool kScaled>
+  template <int kVecs>
   struct Emission {
     void* dst;
     int32_t ho, wo;
@@ -395,16 +387,15 @@ struct Convolution {
     Vec bias[kVecs], scale[kVecs];
     Statistics statistics[kVecs];
 
-    // scales: of all columns; null where kScaled is false.
-    Emission(const Problem& p, const Args& args, const float* scales, int32_t rows, int32_t panel)
+    Emission(const Problem& p, const Args& args, int32_t rows, int32_t panel, int32_t phase)
         : dst(args.dst), ho(p.ho), wo(p.wo), co_stored(p.co_stored), channel((int64_t)panel * kPanel),
           column_step(Scheme::kStep * co_stored), row_step(column_step * p.wo),
           matrix(output_floats(rows, kVecs * kWidth)) {
       for (int v = 0; v < kVecs; ++v) bias[v] = args.bias ? load(args.bias + channel + v * kWidth) : zero();
-      for (int v = 0; kScaled && v < kVecs; ++v) scale[v] = load(scales + channel + v * kWidth);
+      for (int v = 0; kFixed<E> && v < kVecs; ++v) scale[v] = load(scales(p, args.weights, phase) + channel + v * kWidth);
     }
 
-    Vec finished(Vec y, int v) const { return kScaled ? fma(y, scale[v], bias[v]) : add(y, bias[v]); }
+    Vec finished(Vec y, int v) const { return kFixed<E> ? fma(y, scale[v], bias[v]) : add(y, bias[v]); }
 
     // points: the tile's row of C. WY, WX: W or W::Short.
     template <class WY, class WX>
@@ -454,10 +445,10 @@ struct Convolution {
   };
 
   // Tile by tile, all channels of the panel, so that the halves of a line follow each other.
-  template <int kVecs, bool kScaled>
-  static void emit(const Problem& p, const Args& args, const float* scales, const float* c, int32_t base, int32_t rows,
-                   int32_t panel, int32_t phase, int32_t stat_block) {
-    Emission<kVecs, kScaled> emission(p, args, scales, rows, panel);
+  template <int kVecs>
+  static void emit(const Problem& p, const Args& args, const float* c, int32_t base, int32_t rows, int32_t panel,
+                   int32_t phase, int32_t stat_block) {
+    Emission<kVecs> emission(p, args, rows, panel, phase);
     // From the middle on, so that the shift is not a value of the picture's border, far from all others.
     for (int32_t k = 0, r = rows / 2; k < rows; ++k, r = r + 1 < rows ? r + 1 : 0) {
       const Place at = Scheme::place(p, base + r, phase);

@@ -134,6 +134,16 @@ struct FormedConvolution : Convolution<F32, Scheme, kLinesLog2, kBeside> {
     g->pass_bytes = g->phases > 1 ? g->read_bytes / Scheme::kRounds : g->read_bytes;
   }
 
+  // The chunk in which k lies; only the last may be shorter.
+  struct Chunk {
+    int64_t begin, length;
+  };
+  static Chunk chunk_of(const Problem& p, int64_t k) {
+    constexpr int64_t kLength = (int64_t{1} << kLinesLog2) * 16;
+    const int64_t begin = k / kLength * kLength, left = Base::k_of(p) - begin;
+    return {begin, left < kLength ? left : kLength};
+  }
+
   // put(k, n, g) for each filter g[2][2] of a panel and phase: n is its column there.
   template <class Put> static void pack_filters(const Problem& p, const float* raw, int32_t panel, int32_t phase, Put&& put) {
     const int32_t width = panel_vecs(p.co_stored, panel) * kWidth, n0 = panel * kPanel;
@@ -160,18 +170,15 @@ struct TapsConvolution : FormedConvolution<Scheme, 4, kTapLinesLog2, kKeptBytes>
     const int32_t width = panel_vecs(p.co_stored, panel) * kWidth;
     float* out = (float*)Formed::panel_weights(p, dst, panel, phase);
     Formed::pack_filters(p, raw, panel, phase, [&](int64_t k, int32_t n, const double g[2][2]) {
-      const int64_t length = kTapLines * 16, begin = k / length * length;
-      const int64_t now = Base::k_of(p) - begin < length ? Base::k_of(p) - begin : length;
+      const auto chunk = Formed::chunk_of(p, k);
       for (int t = 0; t < 4; ++t) {
-        const int64_t vector = begin * 4 + (t / 2 * now + k - begin) * 2 + t % 2;
+        const int64_t vector = chunk.begin * 4 + (t / 2 * chunk.length + k - chunk.begin) * 2 + t % 2;
         out[vector * width + n] = (float)g[t / 2][t % 2];
       }
     });
   }
 
   struct Product {
-    static constexpr bool kScaled = false;
-    static const float* scales(const Problem&, const void*, int32_t) { return nullptr; }
     static void fill(const Problem& p, const Args& args, const char* a, float* c, int32_t, int32_t rows, int32_t panel,
                      int32_t phase, typename Base::OutputLines& output_lines) {
       static_assert(W::kLeftOut < 0, "all positions have the same rows");
