@@ -48,6 +48,7 @@ float bf16_to_f32(uint16_t bits) {
 uint16_t f32_to_bf16(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
+  if (value != value) return (uint16_t)(bits >> 16 | 0x40);  // rounding could make a number of it
   return (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 

@@ -17,7 +17,7 @@ struct BF16 {
   static inline void store_scalar(void* base, int64_t i, float x) {
     uint32_t bits;
     __builtin_memcpy(&bits, &x, 4);
-    bits += 0x7FFF + ((bits >> 16) & 1);
+    bits = x != x ? bits | 0x400000 : bits + 0x7FFF + ((bits >> 16) & 1);  // rounding could make a number of a NaN
     ((uint16_t*)base)[i] = (uint16_t)(bits >> 16);
   }
   static inline Vec load_words(const char* p) { return _mm512_load_ps((const float*)p); }
