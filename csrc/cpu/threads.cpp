@@ -37,6 +37,9 @@ ThreadPool::ThreadPool(int threads) : size_(threads) {
     join();
     throw BackendUnavailable(text("only ", started, " of ", threads, " threads could be started (", error.code().message(),
                                   "): ask for fewer threads, or raise the limit on processes or memory"));
+  } catch (...) {  // no memory for a thread's state
+    join();
+    throw;
   }
 }
 
