@@ -108,6 +108,17 @@ def test_the_count_can_fail(driver: Callable[[str], Run]) -> None:
     assert all(int(made) > 0 for made in re.findall(r"allocations=(\d+)", text))
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_every_allocation_may_fail(driver: Callable[[str], Run], threads: int) -> None:
+    """An error each time, no crash; pictures right and nothing counted twice afterwards."""
+    run = driver("")
+    if "counts=1" not in passed(run, "sizes=1x1"):
+        pytest.skip("this C library's allocations cannot be made to fail")
+    text = passed(run, "fail=1", f"threads={threads}")
+    loading, calling = map(int, re.findall(r"\d+", text))
+    assert loading > 50 and calling > 50
+
+
 def test_addresses_and_undefined_behaviour(driver: Callable[[str], Run]) -> None:
     run = driver("address,undefined")
     planted = run("plant=overflow")

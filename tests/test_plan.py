@@ -115,3 +115,9 @@ def test_timed_steps_cost_something() -> None:
     with pytest.raises(ValueError, match="repeats"):
         engine().timed(64, 64, 0)
     assert np.isfinite([s["estimate_us"] for s in steps]).all()
+
+
+@pytest.mark.parametrize("size", [(0, 64), (1, 1 << 28), (1 << 15, 1 << 15)])
+def test_a_size_is_checked_as_it_will_be_padded(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"picture size {size[0]}x{size[1]} is out of range"):
+        engine(size=size)

@@ -84,6 +84,10 @@ class CpuModel final : public CompiledModel {
   bool run_in(Runtime& runtime, ThreadPool& pool, bool alone, const ImageView& src, const ImageView& dst, uint64_t frame,
               Interrupt* interrupt);
   PlanOptions plan_options(bool keep) const { return {dtype_, seed_.has_value(), keep, threads_}; }
+  struct Size {
+    int32_t h, w;
+  };
+  Size padded_size(int32_t h, int32_t w) const;
   Plan plan_for(int32_t h, int32_t w, bool keep) const;
   void pack(int32_t index, const LayerTensors& tensors, ThreadPool& pool);
   std::vector<StepReport> report(const Plan& plan, const std::vector<double>* step_us) const;
@@ -111,11 +115,9 @@ CpuModel::CpuModel(Network network, WeightSource& weights, const CompileOptions&
   if (dtype_ == DType::kBF16 && isa_ < Isa::kAvx512Bf16)
     throw BackendUnavailable(text("precision 'bf16' needs bf16 dot products (AVX512_BF16); the room in use is '",
                                   isa_name(isa_), "' on ", cpu_name(), ". Use precision='f32'"));
-  P2P_REQUIRE(options.h >= 1 && options.w >= 1 && (int64_t)options.h * options.w <= kPixelsMax, "size ", options.h, "x",
-              options.w, " is out of range");
+  const auto [h, w] = padded_size(options.h, options.w);
 
-  const int32_t multiple = network_.multiple(), count = (int32_t)network_.layers.size();
-  const int32_t h = (int32_t)round_up(options.h, multiple), w = (int32_t)round_up(options.w, multiple);
+  const int32_t count = (int32_t)network_.layers.size();
   std::map<std::string, std::string> forced = options.kernels;
   for (int32_t i = 0; i < count; ++i) {
     const std::string& name = network_.layers[i].name;
@@ -202,21 +204,25 @@ void CpuModel::pack(int32_t index, const LayerTensors& tensors, ThreadPool& pool
   }
 }
 
-Plan CpuModel::plan_for(int32_t h, int32_t w, bool keep) const {
-  const int32_t multiple = network_.multiple();
-  const int64_t padded_h = round_up(h, multiple), padded_w = round_up(w, multiple);
+CpuModel::Size CpuModel::padded_size(int32_t h, int32_t w) const {
+  const int64_t padded_h = round_up(h, network_.multiple()), padded_w = round_up(w, network_.multiple());
   P2P_REQUIRE(h >= 1 && w >= 1 && padded_h * padded_w <= kPixelsMax, "picture size ", h, "x", w, " is out of range");
-  return make_plan(network_, kernels_, (int32_t)padded_h, (int32_t)padded_w, plan_options(keep));
+  return {(int32_t)padded_h, (int32_t)padded_w};
+}
+
+Plan CpuModel::plan_for(int32_t h, int32_t w, bool keep) const {
+  const Size size = padded_size(h, w);
+  return make_plan(network_, kernels_, size.h, size.w, plan_options(keep));
 }
 
 CpuModel::Slots CpuModel::acquire(Runtime& runtime, int32_t h, int32_t w, bool alone) {
   Slots& idle = alone ? runtime.idle_alone : runtime.idle;
-  const int32_t padded_h = (int32_t)round_up(h, network_.multiple()), padded_w = (int32_t)round_up(w, network_.multiple());
+  const Size size = padded_size(h, w);
   Slots found;
   {
     std::lock_guard<std::mutex> guard(runtime.idle_lock);
     for (auto it = idle.begin(); it != idle.end(); ++it)
-      if ((*it)->plan().h == padded_h && (*it)->plan().w == padded_w) {
+      if ((*it)->plan().h == size.h && (*it)->plan().w == size.w) {
         found.splice(found.begin(), idle, it);
         break;
       }
@@ -226,7 +232,6 @@ CpuModel::Slots CpuModel::acquire(Runtime& runtime, int32_t h, int32_t w, bool a
     std::lock_guard<std::mutex> guard(runtime.idle_lock);
     runtime.workspace_bytes += found.front()->bytes();
   }
-  found.front()->bind(h, w);
   return found;
 }
 
@@ -273,16 +278,23 @@ bool CpuModel::run_alone(const ImageView& src, const ImageView& dst, uint64_t fr
 bool CpuModel::run_in(Runtime& runtime, ThreadPool& pool, bool alone, const ImageView& src, const ImageView& dst,
                       uint64_t frame, Interrupt* interrupt) {
   const bool trace = environment().trace;
-  Slots slot = acquire(runtime, src.h, src.w, alone);
-  Executable& executable = *slot.front();
   std::vector<double> step_us(trace ? network_.layers.size() : 0);
   bool finished = true;
-  for (int32_t n = 0; n < src.n && finished; ++n)
-    finished = executable.run(pool, {&src, &dst, n, frame + n, seed_.value_or(0), interrupt, true,
-                                      trace ? &step_us : nullptr});
-  if (trace && finished && src.n > 0)
-    std::fputs(format_trace(report(executable.plan(), &step_us), measured_peaks(isa_, dtype_, pool), pool.size()).c_str(),
-               stderr);
+  Slots slot = acquire(runtime, src.h, src.w, alone);
+  Executable& executable = *slot.front();
+  try {
+    executable.bind(src.h, src.w);
+    for (int32_t n = 0; n < src.n && finished; ++n)
+      finished = executable.run(pool, {&src, &dst, n, frame + n, seed_.value_or(0), interrupt, true,
+                                        trace ? &step_us : nullptr});
+    if (trace && finished && src.n > 0)
+      std::fputs(format_trace(report(executable.plan(), &step_us), measured_peaks(isa_, dtype_, pool), pool.size()).c_str(),
+                 stderr);
+  } catch (...) {  // the executable goes with the call: nobody knows what state it is in
+    std::lock_guard<std::mutex> guard(runtime.idle_lock);
+    runtime.workspace_bytes -= executable.bytes();
+    throw;
+  }
   release(runtime, std::move(slot), alone);
   std::lock_guard<std::mutex> guard(runtime.idle_lock);
   ++runtime.calls;

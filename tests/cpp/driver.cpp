@@ -5,6 +5,7 @@
 //     isa= precision=f32|bf16 depth= ngf= threads= callers= calls= dropout=0|1 sizes=HxW,HxW,...
 //     plant=overflow|race|undefined   a fault on purpose, which the sanitizer must catch
 //     plant=allocation                one that the count must show
+//     fail=1                          instead: every allocation of loading, then of first calls, fails in turn
 //
 // For each size: one warm-up call, `calls` counted ones, then `callers` threads at once that must give the same bits. Prints
 // one line a size and "ok"; exit code 1 and a line on stderr where bits differ. The test decides what a count may be.
@@ -38,6 +39,14 @@
 #endif
 
 static std::atomic<long> allocations{0};  // constant-initialised: malloc runs before any constructor
+static std::atomic<long> until_failure{0};  // 1: the next one fails; 0: none does
+
+[[maybe_unused]] static bool refused() {
+  ++allocations;
+  if (until_failure.load() == 0 || --until_failure > 0) return false;
+  errno = ENOMEM;
+  return true;
+}
 
 #if COUNTS
 // malloc and its family for the whole process, operator new and std::thread included, in front of glibc's own.
@@ -48,33 +57,26 @@ void* __libc_realloc(void*, size_t);
 void* __libc_memalign(size_t, size_t);
 
 void* malloc(size_t bytes) noexcept {
-  ++allocations;
-  return __libc_malloc(bytes);
+  return refused() ? nullptr : __libc_malloc(bytes);
 }
 void* calloc(size_t count, size_t bytes) noexcept {
-  ++allocations;
-  return __libc_calloc(count, bytes);
+  return refused() ? nullptr : __libc_calloc(count, bytes);
 }
 void* realloc(void* old, size_t bytes) noexcept {
-  ++allocations;
-  return __libc_realloc(old, bytes);
+  return refused() ? nullptr : __libc_realloc(old, bytes);
 }
 void* memalign(size_t alignment, size_t bytes) noexcept {
-  ++allocations;
-  return __libc_memalign(alignment, bytes);
+  return refused() ? nullptr : __libc_memalign(alignment, bytes);
 }
 void* aligned_alloc(size_t alignment, size_t bytes) noexcept {
-  ++allocations;
-  return __libc_memalign(alignment, bytes);
+  return refused() ? nullptr : __libc_memalign(alignment, bytes);
 }
 int posix_memalign(void** out, size_t alignment, size_t bytes) noexcept {
-  ++allocations;
-  *out = __libc_memalign(alignment, bytes);
+  *out = refused() ? nullptr : __libc_memalign(alignment, bytes);
   return *out ? 0 : ENOMEM;
 }
 void* mmap(void* at, size_t bytes, int protection, int flags, int file, off_t offset) noexcept {
-  ++allocations;
-  return (void*)syscall(SYS_mmap, at, bytes, protection, flags, file, offset);
+  return refused() ? MAP_FAILED : (void*)syscall(SYS_mmap, at, bytes, protection, flags, file, offset);
 }
 }
 #endif
@@ -159,6 +161,54 @@ unsigned long digest(const Bytes& bytes) {  // FNV-1a
   return hash;
 }
 
+// attempt() with its n-th allocation failing, n = 1, 2, ... until it needs fewer; it may do without. after(): what must work
+// then. Returns how many there are.
+template <class Attempt, class After> long fail_each(Attempt&& attempt, After&& after) {
+  for (long n = 1;; ++n) {
+    until_failure = n;
+    bool failed = true;
+    try {
+      attempt();
+      failed = false;
+    } catch (const std::bad_alloc&) {
+    } catch (const p2p::OutOfMemory&) {
+    } catch (const p2p::BackendUnavailable&) {  // a thread could not be started
+    }
+    const bool enough = until_failure.exchange(0) > 0;
+    P2P_REQUIRE(!failed || !enough, "an error without a failed allocation");
+    if (enough) return n - 1;
+    after();
+  }
+}
+
+int fail(const p2p::CompileOptions& options, const p2p::Network& network) {
+  std::unique_ptr<p2p::CompiledModel> model, other;
+  const auto load = [&] {
+    RandomWeights weights;
+    return p2p::compile(network, weights, options);
+  };
+  const long loading = fail_each([&] { model = load(); }, [] {});
+  other = load();
+  // A size of its own each time, so that every call is the first; `other` makes the calls that do not fail.
+  int h = 9;
+  Bytes source(3 * 32 * 400), target(3 * 32 * 400), wanted(3 * 32 * 400);
+  for (size_t i = 0; i < source.size; ++i) source.data[i] = (char)(i * i % 251);
+  const auto run = [&](p2p::CompiledModel& of, Bytes& into) {
+    of.run(view(source.data, h, 32), view(into.data, h, 32), 5, nullptr);
+  };
+  const long calling = fail_each([&] { run(*model, target); }, [&] {
+    run(*model, target);
+    run(*other, wanted);
+    P2P_REQUIRE(digest(target) == digest(wanted), "a picture after a failure is wrong");
+    h = h < 390 ? h + 16 : 10;
+  });
+  run(*other, wanted);
+  P2P_REQUIRE(model->stats().workspace_bytes == other->stats().workspace_bytes, "workspace_bytes ",
+              model->stats().workspace_bytes, " after failures, ", other->stats().workspace_bytes, " without");
+  std::printf("loading=%ld calling=%ld\nok\n", loading, calling);
+  return 0;
+}
+
 int drive(int count, char** values) {
   const auto text_of = [&](const char* key, const char* otherwise) { return option(count, values, key, otherwise); };
   const auto number_of = [&](const char* key, const char* otherwise) { return std::stoi(text_of(key, otherwise)); };
@@ -176,10 +226,10 @@ int drive(int count, char** values) {
   options.threads = number_of("threads", "2");
   if (number_of("dropout", "0")) options.dropout_seed = 7;
   options.h = options.w = 32;
+  const p2p::Network network = network_of(number_of("depth", "4"), number_of("ngf", "8"), options.dropout_seed.has_value());
+  if (number_of("fail", "0")) return fail(options, network);
   RandomWeights weights;
-  const std::unique_ptr<p2p::CompiledModel> model =
-      p2p::compile(network_of(number_of("depth", "4"), number_of("ngf", "8"), options.dropout_seed.has_value()), weights,
-                   options);
+  const std::unique_ptr<p2p::CompiledModel> model = p2p::compile(network, weights, options);
   const p2p::ModelStats stats = model->stats();
   std::printf("room=%s precision=%s threads=%d counts=%d\n", stats.isa.c_str(), p2p::precision_name(stats.precision),
               stats.threads, COUNTS);
