@@ -119,6 +119,38 @@ def test_every_allocation_may_fail(driver: Callable[[str], Run], threads: int) -
     assert loading > 50 and calling > 50
 
 
+QUOTAS = {  # /proc/self/cgroup; files below /sys/fs/cgroup; CPUs
+    "no groups": ("", {}, 0),
+    "a container, v2": ("0::/\n", {"cpu.max": "150000 100000"}, 2),
+    "not limited, v2": ("0::/\n", {"cpu.max": "max 100000"}, 0),
+    "a service, v2": ("0::/system.slice/a.service\n", {"system.slice/a.service/cpu.max": "50000 100000"}, 1),
+    "the slice is narrower": (
+        "0::/b.slice/a.service\n",
+        {"b.slice/a.service/cpu.max": "800000 100000", "b.slice/cpu.max": "300000 100000"},
+        3,
+    ),
+    "a container, v1": (
+        "9:name=systemd:/\n4:cpu,cpuacct:/docker/1a2b\n0::/\n",
+        {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"},
+        4,
+    ),
+    "not limited, v1": ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 0),
+    "no group of cpu": ("2:cpuset:/x\n", {"cpu/x/cpu.cfs_quota_us": "1", "cpu/x/cpu.cfs_period_us": "1"}, 0),
+    "nonsense": ("\n:\nx", {"cpu.max": "much"}, 0),
+}
+
+
+@pytest.mark.parametrize("case", QUOTAS)
+def test_quotas(driver: Callable[[str], Run], tmp_path: Path, case: str) -> None:
+    groups, files, cpus = QUOTAS[case]
+    (tmp_path / "cgroup").write_text(groups)
+    for name, text in files.items():
+        path = tmp_path / "mount" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert passed(driver(""), f"quota={tmp_path}") == f"{cpus}\nok\n"
+
+
 def test_addresses_and_undefined_behaviour(driver: Callable[[str], Run]) -> None:
     run = driver("address,undefined")
     planted = run("plant=overflow")

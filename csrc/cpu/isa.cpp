@@ -114,18 +114,42 @@ std::string cpu_name() {
   return "unknown CPU";
 }
 
-namespace {
-// A container's share of the CPUs' time, rounded up to whole ones (control groups v2, then v1); 0: not limited.
-int cpu_quota() {
-  double quota = 0, period = 0;
-  if (std::ifstream two("/sys/fs/cgroup/cpu.max"); two >> quota >> period) {  // "max" is no number
-  } else {
-    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") >> quota;  // -1 where not limited
-    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_period_us") >> period;
+int cpu_quota(const std::string& groups, const std::string& mount) {
+  std::string two, one;  // this process's group in version 2, and with version 1's controller "cpu"
+  std::ifstream lines(groups);
+  for (std::string line; std::getline(lines, line);) {  // number:controllers:path
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",", path = line.substr(second + 1);
+    if (controllers == ",,") two = path == "/" ? "" : path;
+    else if (controllers.find(",cpu,") != std::string::npos) one = path == "/" ? "" : path;
   }
-  return quota > 0 && period > 0 ? std::max(1, (int)std::ceil(quota / period)) : 0;
+  int least = 0;
+  const auto take = [&](double quota, double period) {
+    if (quota <= 0 || period <= 0) return;  // -1: not limited
+    const int cpus = std::max(1, (int)std::ceil(std::min(quota / period, 1e6)));
+    least = least ? std::min(least, cpus) : cpus;
+  };
+  // A group is bound by those above it too. In a container the path may be that of the host, which is not there: the mounted
+  // root is then the container's own.
+  const auto climb = [](std::string path, auto&& read) {
+    for (;; path.erase(path.find_last_of('/'))) {
+      read(path);
+      if (path.find('/') == std::string::npos) return;
+    }
+  };
+  climb(two, [&](const std::string& path) {
+    double quota = 0, period = 0;
+    if (std::ifstream file(mount + path + "/cpu.max"); file >> quota >> period) take(quota, period);  // "max" is no number
+  });
+  climb(one, [&](const std::string& path) {
+    double quota = 0, period = 0;
+    std::ifstream(mount + "/cpu" + path + "/cpu.cfs_quota_us") >> quota;
+    std::ifstream(mount + "/cpu" + path + "/cpu.cfs_period_us") >> period;
+    take(quota, period);
+  });
+  return least;
 }
-}  // namespace
 
 // A thread beyond the quota would only use it up, and the kernel would then stop all of them till the next period.
 int usable_cpus() {
@@ -133,7 +157,7 @@ int usable_cpus() {
   CPU_ZERO(&set);
   int count = (int)std::thread::hardware_concurrency();
   if (sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) > 0) count = CPU_COUNT(&set);
-  const int quota = cpu_quota();
+  const int quota = cpu_quota("/proc/self/cgroup", "/sys/fs/cgroup");
   return std::max(1, quota ? std::min(count, quota) : count);
 }
 

@@ -15,6 +15,9 @@ std::vector<Isa> runnable_isas();      // poorest first
 Isa resolve_isa(const std::string& name);
 bool is_intel();
 std::string cpu_name();
-int usable_cpus();                     // CPUs that this process may use (affinity)
+// CPUs whose time this process may use up, rounded up (control groups of version 2 and 1, its own and those above); 0: no limit.
+// groups: /proc/self/cgroup, mount: /sys/fs/cgroup.
+int cpu_quota(const std::string& groups, const std::string& mount);
+int usable_cpus();                     // CPUs that this process may use: affinity and quota
 
 }  // namespace p2p::cpu

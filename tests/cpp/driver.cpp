@@ -5,6 +5,7 @@
 //     isa= precision=f32|bf16 depth= ngf= threads= callers= calls= dropout=0|1 sizes=HxW,HxW,...
 //     plant=overflow|race|undefined   a fault on purpose, which the sanitizer must catch
 //     plant=allocation                one that the count must show
+//     quota=FOLDER                    instead: the CPUs that FOLDER/cgroup and FOLDER/mount allow
 //     fail=1                          instead: every allocation of loading, then of first calls, fails in turn
 //
 // For each size: one warm-up call, `calls` counted ones, then `callers` threads at once that must give the same bits. Prints
@@ -29,6 +30,7 @@
 
 #include "backend.h"
 #include "check.h"
+#include "cpu/isa.h"
 
 // Allocations ---------------------------------------------------------------------------------------------------------------
 
@@ -215,6 +217,10 @@ int drive(int count, char** values) {
   const std::string plant = text_of("plant", ""), sizes = text_of("sizes", "32x32,37x50,64x16,1x1");
   const int calls = number_of("calls", "3"), callers = number_of("callers", "2");
 
+  if (const std::string folder = text_of("quota", ""); !folder.empty()) {
+    std::printf("%d\nok\n", p2p::cpu::cpu_quota(folder + "/cgroup", folder + "/mount"));
+    return 0;
+  }
   if (plant == "undefined") {
     volatile int most = INT_MAX;
     most = most + 1;
