@@ -389,6 +389,19 @@ def test_demo(run: Run, path: str, tmp_path: Path) -> None:
     assert "give one by --model" in result.stderr
 
 
+def test_demo_leaves_out_what_it_cannot_read(run: Run, path: str, tmp_path: Path) -> None:
+    (tmp_path / "drawings").mkdir()
+    (tmp_path / "drawings/a.png").write_bytes(b"no picture")
+    result = run("demo", "--model", path, "--pictures", "drawings", "-o", "sheet.png")
+    assert result.exit_code == 1 and "none of the pictures can be read" in result.stderr
+    assert not (tmp_path / "sheet.png").exists()
+    draw(tmp_path / "drawings/b.png", 0, (32, 32))
+    result = run("demo", "--model", path, "--pictures", "drawings", "-o", "sheet.png")
+    assert result.exit_code == 1 and "a.png: " in result.stderr
+    assert result.stdout.count(" ms") == 1
+    assert (tmp_path / "sheet.png").exists()
+
+
 def test_the_example_drawings_are_there() -> None:
     from importlib.resources import files
 

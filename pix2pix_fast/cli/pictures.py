@@ -261,8 +261,11 @@ def _save(image: Image.Image, target: str) -> None:
 @engine_options
 def demo(
     model: str | None, pictures: str | None, out: str, overwrite: bool, **options: Any
-) -> None:
-    """Translate the example drawings; drawings and photos go side by side into one PNG."""
+) -> int:
+    """Translate the example drawings; drawings and photos go side by side into one PNG.
+
+    A picture that cannot be read is left out and named; the exit code is 1 then.
+    """
     from importlib.resources import as_file, files
 
     from .. import images
@@ -281,7 +284,11 @@ def demo(
         pairs = []
         with Engine(path, **options) as engine:
             for name in names:
-                drawing = images.open_picture(name).convert("RGB")
+                try:
+                    drawing = images.open_picture(name).convert("RGB")
+                except (OSError, ValueError) as error:
+                    say(f"{plain(name)}: {reason_of(error).removeprefix('image: ')}")
+                    continue
                 engine.translate(drawing)  # a new size lays out memory; the second call is timed
                 start = time.perf_counter()
                 photo = engine.translate(drawing)
@@ -290,9 +297,12 @@ def demo(
                 size = f"{drawing.height}x{drawing.width}"
                 click.echo(f"{plain(Path(name).name)}  {size}  {ms:.1f} ms")
             what = engine.info
+    if not pairs:
+        raise click.ClickException("none of the pictures can be read")
     _save(_side_by_side(pairs), out)
     click.echo(f"{what['backend']} {what['isa']} {what['precision']}, {what['threads']} threads")
     click.echo(plain(out))
+    return 1 if len(pairs) < len(names) else 0
 
 
 def _side_by_side(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
