@@ -474,3 +474,18 @@ def test_version(run: Run) -> None:
     import pix2pix_fast
 
     assert run("--version").stdout.strip() == pix2pix_fast.__version__
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_without_torch_training_names_the_cure(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "data").mkdir()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("pix2pix_fast.train.evaluation")]:
+        monkeypatch.delitem(sys.modules, name)
+    words = {"train": ["facades", "data", "-o", "run"], "evaluate": ["data", "data"]}[verb]
+    result = run(verb, *words)
+    assert result.exit_code == 1
+    assert "pip install 'pix2pix_fast[train]'" in result.stderr and "torch" in result.stderr

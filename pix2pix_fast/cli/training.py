@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,23 @@ from .words import plain, refuse_existing, steps_bar, verb
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> Any:
     """Train a model on pairs of pictures (needs torch: `pip install 'pix2pix_fast[train]'`)."""
-    return _training("cli").train.main(arguments, "pix2pix-fast train", standalone_mode=False)
+    with _named_cure():  # most of it is imported once the arguments are right
+        return _training("cli").train.main(arguments, "pix2pix-fast train", standalone_mode=False)
+
+
+@contextmanager
+def _named_cure() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        cure = "pip install 'pix2pix_fast[train]'"
+        raise click.ClickException(f"a package is missing ({error}): {cure}") from error
 
 
 def _training(name: str) -> Any:
     """A module of pix2pix_fast.train."""
-    try:
+    with _named_cure():
         return importlib.import_module(f"pix2pix_fast.train.{name}")
-    except ImportError as error:
-        cure = "pip install 'pix2pix_fast[train]'"
-        raise click.ClickException(f"train lacks something ({error}): {cure}") from error
 
 
 def _two_folders(verb: Callable[..., Any]) -> Callable[..., Any]:
