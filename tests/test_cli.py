@@ -489,3 +489,13 @@ def test_without_torch_training_names_the_cure(
     result = run(verb, *words)
     assert result.exit_code == 1
     assert "pip install 'pix2pix_fast[train]'" in result.stderr and "torch" in result.stderr
+
+
+@pytest.mark.parametrize(("ci", "co", "cure"), [(1, 2, "train.colorize"), (4, 3, "on arrays")])
+def test_a_model_that_no_picture_file_fits(run: Run, tmp_path: Path, ci: int, co: int, cure: str) -> None:
+    made = tiny_model(ci=ci, co=co)
+    model.save(made, tmp_path / "m.safetensors")
+    draw(tmp_path / "a.png", 0, (32, 32))
+    result = run("translate", "m.safetensors", "a.png", "-o", "b.png")
+    assert result.exit_code == 1
+    assert f"makes {co} channels of {ci}" in result.stderr and cure in result.stderr

@@ -71,6 +71,7 @@ def translate(
     with Engine(model, **options) as engine:
         if engine.info["inferred"]:  # a foreign file: say what we took it for
             say(f"{plain(model)}: {plain(engine.info['inferred'])}")
+        _check_channels(model, engine.info["in_channels"], engine.info["out_channels"])
         to_stdout = targets == ["-"]
         failed = _translate_all(engine, items, targets, overwrite, as_json, to_stdout)
         if stats and as_json:
@@ -81,6 +82,18 @@ def translate(
     if failed and len(items) > 1:
         say(f"{failed} of {len(items)} pictures failed")
     return 1 if failed else 0
+
+
+def _check_channels(model: str, ci: int, co: int) -> None:
+    """ClickException before a whole batch meets it."""
+    if ci in (1, 3) and co in (1, 3):
+        return
+    cure = "use Engine on arrays"
+    if (ci, co) == (1, 2):
+        cure = "if it colours gray pictures: python -m pix2pix_fast.train.colorize MODEL GRAY COLOUR"
+    raise click.ClickException(
+        f"{plain(model)} makes {co} channels of {ci}; picture files have 1 or 3: {cure}"
+    )
 
 
 def _items(source: str, out: str | None = None) -> Iterator[_Item]:
