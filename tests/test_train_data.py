@@ -11,12 +11,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from PIL import Image
+from PIL import Image, ImageOps
 from pix2pix_fast.train import colour, recipes
 from pix2pix_fast.train.data import (
     Batches,
     DataError,
     Pairs,
+    picture_header,
     read_picture,
     resize,
     steps_per_epoch,
@@ -180,6 +181,32 @@ def test_channels_are_converted_or_refused_by_name(tmp_path):
 def test_pixels_go_out_rounded():
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
     np.testing.assert_array_equal(to_pixels(to_tensor(levels)), levels)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_pictures_are_turned_upright_as_in_the_engine(tmp_path, suffix, turn):
+    array = picture(8, 12)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(array).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(read_picture(path), upright)
+    assert picture_header(path) == upright.shape == ((12, 8, 3) if turn > 4 else (8, 12, 3))
+
+
+def test_exif_behind_the_pixels_of_a_png_turns_it_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.png"
+    Image.fromarray(picture(8, 12)).save(path, exif=exif)
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    assert picture_header(path) == read_picture(path).shape == (12, 8, 3)
 
 
 @pytest.mark.parametrize("c", [1, 3, 4])

@@ -27,6 +27,8 @@ from pix2pix_fast.train import colour
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pix2pix_fast import images
+
 LOG = logging.getLogger("pix2pix_fast.train")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
@@ -38,12 +40,15 @@ class DataError(ValueError):
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """(H, W, C) uint8, uint16 or float32; alpha is dropped, palettes and CMYK become RGB."""
+    """(H, W, C) uint8, uint16 or float32, upright as in the engine; alpha is dropped, palettes and
+    CMYK become RGB.
+    """
     try:
         if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False)
         else:
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as file:
+                image = images._upright(file)
                 if image.mode in ("LA", "La"):
                     image = image.convert("L")
                 elif image.mode != "RGB" and not _is_gray(image.mode):
@@ -68,13 +73,35 @@ def picture_header(path: Path) -> tuple[int, int, int]:
         if path.suffix.lower() != ".npy":
             with Image.open(path, formats=FORMATS) as image:
                 gray = image.mode in ("LA", "La") or _is_gray(image.mode)
-                return image.height, image.width, 1 if gray else 3
+                h, w = image.height, image.width
+                if image.format != "TIFF" and _lies_on_its_side(image, path):  # TIFF: Pillow swaps
+                    h, w = w, h
+                return h, w, 1 if gray else 3
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable picture ({error})") from error
     _refuse_kind(array.shape, array.dtype, path)
     h, w, c = (*array.shape, 1)[:3]
     return h, w, c
+
+
+def _lies_on_its_side(image: Image.Image, path: Path) -> bool:
+    """Whether EXIF turns the picture by a quarter.
+
+    Pillow decodes a PNG to find EXIF behind its pixels: only one that has anything there.
+    """
+    known = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+    if image.format == "PNG" and not any(name in image.info for name in known):
+        kinds = []
+        with path.open("rb") as file:
+            file.seek(8)
+            while len(head := file.read(8)) == 8:
+                kinds.append(head[4:])
+                file.seek(int.from_bytes(head[:4], "big") + 4, 1)
+        behind = kinds[kinds.index(b"IDAT") :] if b"IDAT" in kinds else []
+        if set(behind) <= {b"IDAT", b"IEND"}:
+            return False
+    return images.orientation(image) in (5, 6, 7, 8)
 
 
 def _is_gray(mode: str) -> bool:
