@@ -309,6 +309,33 @@ def test_trouble_with_a_held_out_picture_costs_neither_epoch_nor_run(tmp_path, c
     assert events.count("held_out_trouble") == 3 and "evaluate" not in events
 
 
+def test_a_held_out_nan_is_named_and_the_run_still_exports(tmp_path, caplog):
+    write_arrays(tmp_path / "data")
+    write_arrays(tmp_path / "other", count=2, poison=1)
+    (tmp_path / "other" / "train").rename(tmp_path / "data" / "val")
+    with caplog.at_level("WARNING", "pix2pix_fast.train"):
+        train(tiny(), tmp_path / "data", tmp_path / "run", quiet=True)
+    assert "val/pair1.npy: a value is not finite" in caplog.text
+    assert "evaluate" not in [e["event"] for e in read_log(tmp_path / "run")]
+    assert export.to_model(tmp_path / "run").card["metrics"] == {}
+
+
+def test_figures_that_are_not_finite_are_never_the_best(pairs, tmp_path, monkeypatch):
+    figures = iter([{"l1": float("nan")}, {"l1": 0.5}])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: next(figures) | {"psnr": 9.0, "ssim": 0.1})
+    values = tiny(epochs=2, decay_epochs=0, sample_every=0)
+    train(values, pairs, tmp_path, quiet=True)
+    saved = state.load(tmp_path / "best.pt")
+    assert saved["step"] == 10 and saved["history"]["best_l1"] == 0.5
+
+
+def test_the_log_is_strict_json(tmp_path):
+    shown = report.Report(tmp_path, tiny(), 9, 1, quiet=True)
+    shown.event("steps", l1=float("nan"), values={"lr": float("inf"), "many": [1.5, -float("inf")]})
+    event = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail)
+    assert event["l1"] is None and event["values"] == {"lr": None, "many": [1.5, None]}
+
+
 def test_the_state_is_saved_before_the_held_out_pictures_are_looked_at(
     pairs, tmp_path, monkeypatch
 ):
@@ -505,6 +532,14 @@ def test_pixel_figures_against_numpy():
         (mu_y**2 + mu_t**2 + 1e-4) * (var_y + var_t + 9e-4)
     )
     assert found["ssim"] == pytest.approx(ssim.mean(), abs=2e-4)
+
+
+def test_only_a_perfect_picture_has_100_decibels():
+    y = torch.zeros(3, 16, 16)
+    assert pixel_metrics([(y, y)])["psnr"] == 100
+    bad = y.clone()
+    bad[0, 0, 0] = torch.nan
+    assert np.isnan(pixel_metrics([(y, y), (bad, y)])["psnr"])
 
 
 # ---- recipes and the command ----

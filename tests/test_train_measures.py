@@ -101,6 +101,14 @@ def test_endings_sort_out_one_folder(tmp_path):
         folders.match([both, both], ["_B_fake", "_real_B"])
 
 
+def test_a_picture_that_is_not_finite_is_named(tmp_path):
+    array = np.full((16, 16), 0.5, np.float32)
+    array[3, 4] = np.nan
+    Image.fromarray(array).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif: a value is not finite"):
+        folders.read(tmp_path / "a.tif")
+
+
 # Labels
 
 

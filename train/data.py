@@ -118,10 +118,16 @@ def _refuse_kind(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path) -> No
 
 
 def _refuse_values(array: np.ndarray, top: int, what: str, path: Path) -> None:
-    """Not for NaN: the step that meets one names it."""
+    """Not for NaN: the step that meets one names it, and `refuse_not_finite` elsewhere."""
     low, high = array.min(), array.max()
     if low < 0 or high > top:
         raise DataError(f"{path}: values {low:g} to {high:g}, expected {what} in 0 to {top}")
+
+
+def refuse_not_finite(array: np.ndarray, path: Path) -> None:
+    """DataError for NaN in a picture that is measured: it would spoil the mean of all others."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{path}: a value is not finite, expected floats in 0 to 1")
 
 
 def convertible(have: int, want: int) -> bool:
@@ -249,6 +255,8 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
             a, b = self._jitter(a, b, rng)
         else:
             size = self.values["size"]
+            refuse_not_finite(a, self.files[index][0])
+            refuse_not_finite(b, self.files[index][-1])
             a, b = resize(a, size, size), resize(b, size, size)
         if self.values["data_form"] == "colorization":
             x, t = colour.split(b)

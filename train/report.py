@@ -14,6 +14,7 @@ import html
 import io
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from types import TracebackType
@@ -113,7 +114,8 @@ class Report:
         """One line of log.jsonl; a full disk costs the line, not the run."""
         if self.mute:
             return
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields})
+        whole = _strict({"event": event, "time": round(time.time(), 3), **fields})
+        line = json.dumps(whole, allow_nan=False)
         try:
             with (self.run / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -180,6 +182,15 @@ class Report:
             write_atomically(self.run / "gallery.html", lambda f: _write(f, text))
         except (OSError, RuntimeError) as error:
             LOG.warning("cannot write the pictures: %s", error)
+
+
+def _strict(value: Any) -> Any:
+    """`value` with null for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: _strict(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shown(figures: dict[str, float]) -> str:

@@ -230,7 +230,8 @@ def look(
 ) -> bool:
     """Grid and figures of the held-out pairs when due; whether their L1 is the best so far.
 
-    A picture that cannot be read costs this look, with a warning that names it, not the run.
+    A picture that cannot be read or is not finite costs this look, with a warning that names it,
+    not the run. Figures that are not finite would beat all others for ever.
     """
     values = trainer.values
 
@@ -243,6 +244,8 @@ def look(
         if not due("evaluate_every"):
             return False
         metrics = evaluate(trainer, held, values["evaluate_count"])
+        if not all(math.isfinite(value) for value in metrics.values()):
+            raise DataError(f"figures that are not finite: {metrics}")
     except DataError as error:
         LOG.warning("no held-out figures after epoch %d: %s", epoch, error)
         report.event("held_out_trouble", epoch=epoch, message=str(error))
