@@ -166,6 +166,24 @@ def test_checkpoints_reads_what_we_write_for_junyanz(norm, tmp_path):
         torch.testing.assert_close(again(x), image_twin(net)(x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_discriminator_is_named_after_its_generator_and_replaces_nothing(run, tmp_path):
+    def command(*arguments):
+        return CliRunner().invoke(
+            export_command, [str(run[0]), *arguments, "--format", "junyanz"]
+        )
+
+    assert command(str(tmp_path / "mine.pth")).exit_code == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.pth", "mine_D.pth"}
+    theirs = tmp_path / "a_GAN_net_D.pth"
+    theirs.write_text("somebody's")
+    refused = command(str(tmp_path / "a_GAN_net_G.pth"))
+    assert refused.exit_code == 1
+    assert "a_GAN_net_D.pth exists; --overwrite replaces it" in refused.stderr
+    assert theirs.read_text() == "somebody's" and not (tmp_path / "a_GAN_net_G.pth").exists()
+    assert command(str(tmp_path / "a_GAN_net_G.pth"), "--overwrite").exit_code == 0
+    assert "model.0.bias" in torch.load(theirs, weights_only=True)
+
+
 def test_the_export_command_replaces_nothing_unasked(run, tmp_path):
     def command(*arguments):
         return CliRunner().invoke(export_command, [str(run[0]), *arguments])

@@ -153,8 +153,7 @@ def export(
             if path.suffix != ".pth":
                 path.mkdir(parents=True, exist_ok=True)
                 path /= "latest_net_G.pth"
-            words.refuse_existing(str(path), overwrite)
-            for written in exporter.to_junyanz(source, path, which=which):
+            for written in exporter.to_junyanz(source, path, which=which, overwrite=overwrite):
                 click.echo(written)
             return
         if Path(output).is_dir():
