@@ -184,6 +184,13 @@ def test_a_discriminator_is_named_after_its_generator_and_replaces_nothing(run, 
     assert "model.0.bias" in torch.load(theirs, weights_only=True)
 
 
+def test_an_unconditional_discriminator_is_left_out_aloud(tmp_path, caplog):
+    trainer = Trainer(recipes.load("facades", depth=5, ngf=4, ndf=4, size=64, conditional=False))
+    written = export.to_junyanz(trainer, tmp_path / "latest_net_G.pth")
+    assert written == [tmp_path / "latest_net_G.pth"] == list(tmp_path.iterdir())
+    assert "D is left out: it sees the output alone" in caplog.text
+
+
 def test_the_export_command_replaces_nothing_unasked(run, tmp_path):
     def command(*arguments):
         return CliRunner().invoke(export_command, [str(run[0]), *arguments])
