@@ -390,6 +390,31 @@ def test_a_full_disk_keeps_the_earlier_state(pairs, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_full_disk_costs_tensorboard_and_not_the_run(pairs, tmp_path, monkeypatch, caplog):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    for name in ("add_scalar", "add_image", "close"):
+        with monkeypatch.context() as patch, caplog.at_level("WARNING", "pix2pix_fast.train"):
+            caplog.clear()
+            patch.setattr(tensorboard.SummaryWriter, name, full)
+            train(tiny(epochs=1, decay_epochs=0), pairs, tmp_path / name)
+        assert caplog.text.count("no TensorBoard logs from here on") == 1
+        assert read_log(tmp_path / name)[-1]["event"] == "end"
+
+
+def test_half_a_line_of_the_log_costs_that_line_alone(tmp_path):
+    shown = report.Report(tmp_path, tiny(), 9, 1, quiet=True)
+    shown.event("start")
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"event": "ste')
+    shown.event("epoch")
+    shown.event("end")
+    assert [e["event"] for e in read_log(tmp_path)] == ["start", "epoch", "end"]
+
+
 def test_a_damaged_state_is_named(tmp_path, pairs):
     train(tiny(), pairs, tmp_path, max_steps=1, quiet=True)
     whole = (tmp_path / "last.pt").read_bytes()

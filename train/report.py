@@ -15,7 +15,9 @@ import io
 import json
 import logging
 import math
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -82,6 +84,8 @@ class Report:
             self.board = SummaryWriter(self.run / "tensorboard")
         except ImportError:
             LOG.warning("no TensorBoard logs: pip install tensorboard")
+        except OSError as error:
+            LOG.warning("no TensorBoard logs: %s", error)
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -107,8 +111,23 @@ class Report:
     ) -> None:
         if self.progress:
             self.progress.stop()
-        if self.board:
-            self.board.close()
+        self._board(lambda board: board.close())
+
+    def _board(self, call: Callable[[Any], object]) -> None:
+        """`call` on TensorBoard, if there is one; a full disk costs it, not the run.
+
+        Its writer has a thread, whose trouble comes up at any later call: one warning, then none.
+        """
+        if not self.board:
+            return
+        try:
+            call(self.board)
+        except OSError as error:
+            LOG.warning("no TensorBoard logs from here on: %s", error)
+            self.board = None
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        self._board(lambda board: board.add_scalar(name, value, step))
 
     def event(self, event: str, **fields: Any) -> None:
         """One line of log.jsonl; a full disk costs the line, not the run."""
@@ -117,16 +136,19 @@ class Report:
         whole = _strict({"event": event, "time": round(time.time(), 3), **fields})
         line = json.dumps(whole, allow_nan=False)
         try:
-            with (self.run / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with (self.run / "log.jsonl").open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # half a line, of a disk that was full
+                        line = "\n" + line
+                file.write(f"{line}\n".encode())
         except OSError as error:
             LOG.warning("cannot write the log: %s", error)
         if event != "evaluate":
             return
         figures = {name: fields[name] for name in ("l1", "psnr", "ssim")}
-        if self.board:
-            for name, value in figures.items():
-                self.board.add_scalar(f"held_out/{name}", value, fields["epoch"])
+        for name, value in figures.items():
+            self._scalar(f"held_out/{name}", value, fields["epoch"])
         if not self.quiet and not self.progress:
             LOG.info("epoch %d, held out: %s", fields["epoch"], _shown(figures))
 
@@ -150,11 +172,10 @@ class Report:
         self.event(
             "steps", step=step, epoch=epoch, rate=rate, per_second=round(speed, 3), **rounded
         )
-        if self.board:
-            for name, value in means.items():
-                self.board.add_scalar(f"loss/{name}", value, step)
-            self.board.add_scalar("speed/pictures_per_second", speed, step)
-            self.board.add_scalar("rate", rate, step)
+        for name, value in means.items():
+            self._scalar(f"loss/{name}", value, step)
+        self._scalar("speed/pictures_per_second", speed, step)
+        self._scalar("rate", rate, step)
         if self.progress:
             self.progress.update(
                 self.task, completed=step, epoch=epoch + 1, losses=_shown(means), speed=speed
@@ -170,8 +191,7 @@ class Report:
         if self.mute or not rows:
             return
         pixels = grid(rows)
-        if self.board:
-            self.board.add_image("held_out", pixels, epoch, dataformats="HWC")
+        self._board(lambda board: board.add_image("held_out", pixels, epoch, dataformats="HWC"))
         try:
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)

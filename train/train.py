@@ -339,6 +339,10 @@ def interruptions() -> Iterator[Any]:
 
 
 def read_log(run: Path | str) -> list[dict[str, Any]]:
-    """The run's log.jsonl as a list of events."""
-    lines = (Path(run) / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """The run's log.jsonl as a list of events, without lines that a full disk cut."""
+    lines = (Path(run) / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    events = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            events.append(json.loads(line))
+    return events
