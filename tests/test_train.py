@@ -263,6 +263,20 @@ def test_a_picture_that_breaks_later_costs_nothing(pairs, tmp_path):
     assert [(c["step"], c["pairs"]) for c in changes] == [(2, 3), (9, 4)]
 
 
+def test_a_bad_picture_is_one_line_from_a_worker_too(tmp_path):
+    (tmp_path / "train").mkdir()
+    for i in range(2):
+        draw(tmp_path / "train" / f"{i}.bmp", seed=i)
+    for file in (tmp_path / "train").iterdir():
+        file.write_bytes(file.read_bytes()[:9000])  # the headers still read
+    said = []
+    for workers in (0, 1):
+        with pytest.raises(DataError) as error:
+            train(tiny(workers=workers), tmp_path, tmp_path / f"run{workers}", quiet=True)
+        said.append(str(error.value))
+    assert said[0] == said[1] and ".bmp: not a readable picture" in said[0] and "\n" not in said[0]
+
+
 def test_a_run_that_is_killed_goes_on_from_the_last_saved_step(pairs, tmp_path, monkeypatch):
     values = tiny(save_every=3)
     whole = train(values, pairs, tmp_path / "whole", max_steps=8, quiet=True)

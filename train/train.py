@@ -211,12 +211,25 @@ def epoch_batches(
     )
     batches: list[Batch] = []
     names: list[str] = []
-    for x, t, index in loader:
+    for x, t, index in plainly(loader):
         batches.append((x, t))
         names += [pairs.name(int(i)) for i in index]
         if len(batches) == values["accumulate"]:
             yield batches, names
             batches, names = [], []
+
+
+def plainly(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's batches; a DataError from a worker says what it would say without workers.
+
+    PyTorch raises it anew with the worker's whole traceback as its message.
+    """
+    try:
+        yield from loader
+    except DataError as error:
+        if not loader.num_workers:
+            raise
+        raise DataError(str(error).rstrip().rpartition("DataError: ")[2]) from None
 
 
 def look(
