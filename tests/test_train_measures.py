@@ -404,6 +404,21 @@ def test_evaluate_writes_a_table_a_record_and_a_plot(drawn, tmp_path):
     run(*command, "--overwrite")
 
 
+def test_figures_survive_a_record_that_cannot_be_written(drawn, tmp_path, monkeypatch):
+    missing = tmp_path / "none" / "x.json"
+    for option in ("-o", "--plot"):
+        line = run("evaluate", *drawn, option, missing, code=1)
+        assert "x.json: its folder does not exist; make it first" in line
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pix2pix_fast.cli.training._write", full)
+    done = CliRunner().invoke(cli.main, ["evaluate", *map(str, drawn), "-o", str(tmp_path / "x.json")])
+    assert done.exit_code == 1 and "No space left" in done.stderr
+    assert done.stdout.startswith("3 pictures") and "PSNR" in done.stdout
+
+
 def test_evaluate_refuses_in_one_line(drawn, tmp_path):
     results, truths = drawn
     other = save(tmp_path / "other", **{n: noise((32, 48, 3)) for n in "abc"})
