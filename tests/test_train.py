@@ -8,6 +8,7 @@ busy core).
 # ruff: noqa: E402  (torch may be missing: the imports come after the skip)
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -500,6 +501,25 @@ def test_pictures_per_second_count_training_alone(pairs, tmp_path, monkeypatch):
     clock[0] += 2
     shown.step(1, 0, {}, 0.1)
     assert read_log(tmp_path)[-1]["per_second"] == 3.0
+
+
+def test_the_time_remaining_is_shown_on_a_slow_machine_and_after_a_resume(tmp_path, monkeypatch):
+    """A step takes 20 s: between two reports of the losses lie more than 16 minutes."""
+    import rich.console
+
+    terminal = rich.console.Console(force_terminal=True, file=io.StringIO())
+    monkeypatch.setattr(rich.console, "Console", lambda **_: terminal)
+    values = tiny(log_every=50)
+    with report.Report(tmp_path, values, 1000, 1, done=900) as shown:
+        shown.progress.stop()
+        clock = [0.0]
+        shown.progress.get_time = lambda: clock[0]
+        (task,) = shown.progress.tasks
+        task._get_time = shown.progress.get_time
+        for step in range(901, 911):
+            clock[0] += 20
+            shown.step(step, 0, {}, 0.1)
+        assert task.completed == 910 and task.time_remaining == 90 * 20
 
 
 def test_training_learns(tmp_path):

@@ -65,11 +65,13 @@ class Report:
         total: int,
         per_step: int,
         *,
+        done: int = 0,
         quiet: bool = False,
         mute: bool = False,
     ) -> None:
         self.run, self.values, self.quiet, self.mute = run, values, quiet or mute, mute
         self.total, self.per_step = total, per_step  # steps of the run; pictures of one, all ranks
+        self.done = done  # steps before this start
         self.sums: dict[str, float] = {}
         self.counted, self.seconds, self.since = 0, 0.0, time.monotonic()
         self.board: Any = None
@@ -98,8 +100,11 @@ class Report:
                 TextColumn("{task.fields[speed]:.1f} pictures/s"),
                 TimeRemainingColumn(),
                 console=console,
+                speed_estimate_period=600,  # of 30 seconds a slow machine's step leaves nothing
             )
-            self.task = self.progress.add_task("", total=self.total, epoch=0, losses="", speed=0.0)
+            self.task = self.progress.add_task(
+                "", total=self.total, completed=self.done, epoch=0, losses="", speed=0.0
+            )
             self.progress.start()
         return self
 
@@ -157,12 +162,14 @@ class Report:
         self.since = time.monotonic()
 
     def step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float) -> None:
-        """Adds to the means; every `log_every` steps they are logged and shown."""
+        """Moves the bar and adds to the means; every `log_every` steps they are logged and shown."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
         now = time.monotonic()
         self.seconds, self.since = self.seconds + now - self.since, now
         self.counted += 1
+        if self.progress:
+            self.progress.update(self.task, completed=step, epoch=epoch + 1)
         if self.counted < self.values["log_every"]:
             return
         means = {name: value / self.counted for name, value in self.sums.items()}
@@ -177,9 +184,7 @@ class Report:
         self._scalar("speed/pictures_per_second", speed, step)
         self._scalar("rate", rate, step)
         if self.progress:
-            self.progress.update(
-                self.task, completed=step, epoch=epoch + 1, losses=_shown(means), speed=speed
-            )
+            self.progress.update(self.task, losses=_shown(means), speed=speed)
         elif not self.quiet:
             LOG.info(
                 "epoch %d, step %d of %d: %s, %.1f pictures/s",

@@ -108,7 +108,12 @@ def train(
     epoch, first = history.setdefault("epoch", [whole_epochs, whole_epochs * per_epoch])
     total = first + (epochs - epoch) * per_epoch
     per_step = values["batch"] * values["accumulate"] * world
-    report = Report(run, values, total, per_step, quiet=quiet, mute=distributed.rank() > 0)
+    report = Report(
+        *(run, values, total, per_step),
+        done=trainer.step_count,
+        quiet=quiet,
+        mute=distributed.rank() > 0,
+    )
     origin = {
         "command": sys.argv,
         "pairs": len(pairs),
