@@ -90,6 +90,19 @@ def test_folders_inside_are_read_too(tmp_path):
     assert len(Pairs(tmp_path, "train", values(data_form="folders"))) == 1
 
 
+def test_linked_folders_are_read_and_circles_left(tmp_path):
+    write_pairs(tmp_path / "elsewhere", 2)
+    write_pairs(tmp_path / "data", 1)
+    folder = tmp_path / "data" / "train"
+    for name in ("cats", "dogs"):
+        (folder / name).symlink_to(tmp_path / "elsewhere" / "train")
+    (tmp_path / "elsewhere" / "train" / "back").symlink_to(folder)
+    (folder / "here").symlink_to(".")
+    pairs = Pairs(tmp_path / "data", "train", values())
+    names = [pairs.name(i) for i in range(len(pairs))]
+    assert names == ["train/0.png", *(f"train/{n}/{i}.png" for n in ("cats", "dogs") for i in (0, 1))]
+
+
 def test_colorization_goes_through_lab_and_back(tmp_path):
     (tmp_path / "train").mkdir()
     photo = picture(16, 16)

@@ -386,12 +386,7 @@ def _pictures(folder: Path, *, deep: bool = True) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; pictures are expected there")
-    files = sorted(
-        path
-        for path in (folder.rglob("*") if deep else folder.iterdir())
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    files = sorted(_files(folder, deep=deep))
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
     others = [p.name for p in files if p.suffix.lower() not in SUFFIXES]
     if others:
@@ -399,6 +394,18 @@ def _pictures(folder: Path, *, deep: bool = True) -> list[Path]:
     if not pictures:
         raise DataError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
     return pictures
+
+
+def _files(folder: Path, *, deep: bool, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files of a folder and (deep) of those in it, through links too, but no hidden ones."""
+    here = (*above, folder.resolve())
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_file():
+            yield path
+        elif deep and path.is_dir() and path.resolve() not in here:  # else a link in a circle
+            yield from _files(path, deep=True, above=here)
 
 
 def has_split(root: Path | str, split: str, values: dict[str, Any]) -> bool:
