@@ -390,6 +390,29 @@ def test_a_grown_held_out_set_starts_the_gallery_anew(tmp_path):
     assert page.count("<img") == 3 * (2 + 2) and "epoch 1<" not in page
 
 
+def test_the_gallery_shows_epochs_in_order_and_no_other_picture(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for name in ("0002", "10000", "9999", "notes"):
+        draw(tmp_path / "samples" / f"{name}.png", h=16, w=48)
+    page = report.gallery(tmp_path, tiny())
+    assert [page.index(f"<th>epoch {n}<") for n in (2, 9999, 10000)] == sorted(
+        page.index(f"<th>epoch {n}<") for n in (2, 9999, 10000)
+    )
+    assert page.count("<th>") == 2 + 3
+
+
+def test_pictures_too_small_for_figures_cost_them_with_a_warning(tmp_path, caplog):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (8, 4)).save(tmp_path / split / "a.png")
+    values = tiny(size=4, load_size=4, depth=2, d_layers=0, epochs=1, decay_epochs=0)
+    train(values, tmp_path, tmp_path / "run", quiet=True)
+    assert "4x4 (height x width), but SSIM's window needs 6" in caplog.text
+    values = tiny(size=8, load_size=8, generator="resnet6", d_layers=0, epochs=1, decay_epochs=0)
+    train(values, tmp_path, tmp_path / "least", quiet=True)
+    assert "evaluate" in [e["event"] for e in read_log(tmp_path / "least")]
+
+
 def test_a_full_disk_keeps_the_earlier_state(pairs, tmp_path, monkeypatch):
     train(tiny(), pairs, tmp_path, max_steps=2, quiet=True)
     before = (tmp_path / "last.pt").read_bytes()
@@ -677,6 +700,7 @@ def test_what_must_be_counted_is_at_least_one(name):
         ({"lr": "nan"}, "lr is at least 0, got nan"),
         ({"size": 100}, r"size 100: a unet takes multiples of 64 \(2\^depth, depth 6\)"),
         ({"size": 62, "generator": "resnet6"}, "a resnet6 takes multiples of 4"),
+        ({"size": 4, "generator": "resnet6", "d_layers": 0}, "size 4: a resnet6 needs 8 or more"),
         ({"d_layers": 5}, "size 64: with d_layers 5 the discriminator needs 96 or more"),
         ({"gan_weight": 0.0, "l1_weight": 0.0}, "nothing to train"),
     ],
@@ -729,9 +753,10 @@ def test_an_early_interruption_does_not_claim_a_state(pairs, tmp_path, monkeypat
 # ---- devices ----
 
 
-def test_a_device_that_is_none():
-    with pytest.raises(ValueError, match="expected auto, cpu or cuda, got 'foo'"):
-        distributed.start("foo")
+@pytest.mark.parametrize("device", ["foo", "mps", "meta"])
+def test_a_device_that_is_none(device):
+    with pytest.raises(ValueError, match=f"expected auto, cpu or cuda, got '{device}'"):
+        distributed.start(device)
 
 
 def test_cuda_is_the_gpu_of_this_process(monkeypatch):

@@ -208,6 +208,14 @@ def test_the_export_command_replaces_nothing_unasked(run, tmp_path):
     assert command(str(tmp_path)).exit_code == 2  # a folder, for one file
 
 
+def test_a_damaged_model_file_is_one_line(tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing of a model")
+    arguments = [str(tmp_path / "bad.safetensors"), str(tmp_path / "o.safetensors")]
+    refused = CliRunner().invoke(export_command, arguments)
+    assert refused.exit_code == 1 and "bad.safetensors" in refused.stderr
+    assert isinstance(refused.exception, SystemExit) and refused.stderr.count("\n") == 1
+
+
 def test_a_foreign_module_is_read_as_its_checkpoint():
     pytest.importorskip("pix2pix_fast.checkpoints")
     net = net_of("batch", depth=6)

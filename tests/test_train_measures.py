@@ -419,6 +419,15 @@ def test_figures_survive_a_record_that_cannot_be_written(drawn, tmp_path, monkey
     assert done.stdout.startswith("3 pictures") and "PSNR" in done.stdout
 
 
+def test_pictures_too_small_are_named(tmp_path):
+    small = save(tmp_path / "small", dot=noise((5, 9, 3)))
+    assert "dot.png: 5x9 (height x width), but SSIM's window needs 6" in run(
+        "evaluate", small, small, code=1
+    )
+    least = save(tmp_path / "least", dot=noise((6, 6, 3)))
+    assert "1 pictures" in run("evaluate", least, least)
+
+
 def test_evaluate_refuses_in_one_line(drawn, tmp_path):
     results, truths = drawn
     other = save(tmp_path / "other", **{n: noise((32, 48, 3)) for n in "abc"})

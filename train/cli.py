@@ -146,8 +146,8 @@ def export(
 
     from pix2pix_fast import model
 
-    source: Any = model.load(run) if run.endswith(".safetensors") else run
     try:
+        source: Any = model.load(run) if run.endswith(".safetensors") else run
         if form == "junyanz":
             path = Path(output)
             if path.suffix != ".pth":

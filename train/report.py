@@ -228,7 +228,8 @@ def _write(file: Any, text: str) -> None:
 
 def gallery(run: Path, values: dict[str, Any], most: int = 12) -> str:
     """The page, one row per held-out pair: input, truth, its output after up to `most` epochs."""
-    grids = sorted((run / "samples").glob("*.png"))
+    grids = [path for path in (run / "samples").glob("*.png") if path.stem.isdecimal()]
+    grids.sort(key=lambda path: int(path.stem))
     sizes = [_size(path) for path in grids]
     # the held-out pictures changed since: grids of another shape have other rows
     grids = [path for path, size in zip(grids, sizes, strict=True) if size == sizes[-1]]
