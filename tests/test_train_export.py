@@ -235,7 +235,12 @@ def test_what_the_engine_cannot_run_is_refused():
         export.to_model(ResNet(ngf=4, blocks=6))
 
 
-def test_a_colorization_model_colours_a_picture(tmp_path):
+def half_saved(self, file, *_):
+    file.write(b"half")
+    raise OSError(28, "No space left on device")
+
+
+def test_a_colorization_model_colours_a_picture(tmp_path, monkeypatch):
     pytest.importorskip("pix2pix_fast._core")
     net = net_of("image", in_channels=1, out_channels=2)
     path = tmp_path / "colour.safetensors"
@@ -252,6 +257,16 @@ def test_a_colorization_model_colours_a_picture(tmp_path):
         ab = UNet.from_model(model_file.load(path)).translate(lightness[None])[0]
     assert found.shape == photo.shape
     assert np.abs(found.astype(int) - colour.join(lightness, ab)).max() <= 1
+    again = [str(path), str(tmp_path / "photo.png"), str(tmp_path / "out.png")]
+    before = (tmp_path / "out.png").read_bytes()
+    refused = CliRunner().invoke(colorize, again)
+    assert refused.exit_code == 1 and "out.png exists; --overwrite replaces it" in refused.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", half_saved)
+        assert CliRunner().invoke(colorize, [*again, "--overwrite"]).exit_code == 1
+    assert (tmp_path / "out.png").read_bytes() == before and not list(tmp_path.glob(".*"))
+    assert CliRunner().invoke(colorize, [*again, "--overwrite"]).exit_code == 0
+    assert CliRunner().invoke(colorize, [*again[:2], "x.picture"]).exit_code == 2
     export.to_file(net_of("image"), path)
     done = CliRunner().invoke(colorize, [str(path), str(tmp_path / "photo.png"), "x.png"])
     assert done.exit_code == 1 and "reads 1 channel and writes 2, this one 3 and 3" in done.stderr
