@@ -278,6 +278,28 @@ def test_a_bad_picture_is_one_line_from_a_worker_too(tmp_path):
     assert said[0] == said[1] and ".bmp: not a readable picture" in said[0] and "\n" not in said[0]
 
 
+def test_changed_data_that_was_never_saved_is_still_named(tmp_path, monkeypatch):
+    data, run = tmp_path / "data", tmp_path / "run"
+    write_arrays(data)
+    train(tiny(), data, run, max_steps=1, quiet=True)
+    np.save(data / "train" / "new.npy", np.zeros((64, 128, 3), np.float32))
+
+    def killed(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        with pytest.raises(MemoryError):
+            train(tiny(), data, run, resume=True, changed_data=True, quiet=True)
+    with pytest.raises(state.StateError, match=r"1 new \(train/new\.npy\); --changed-data goes on"):
+        train(tiny(), data, run, resume=True, quiet=True)
+    train(tiny(), data, run, resume=True, changed_data=True, max_steps=2, quiet=True)
+    train(tiny(), data, run, resume=True, max_steps=3, quiet=True)
+    files = loop.Pairs(data, "train", tiny()).sizes()
+    assert json.loads((run / "data.json").read_text()) == files
+    assert loop.difference(run / "data.json", files) == ""
+
+
 def test_a_run_that_is_killed_goes_on_from_the_last_saved_step(pairs, tmp_path, monkeypatch):
     values = tiny(save_every=3)
     whole = train(values, pairs, tmp_path / "whole", max_steps=8, quiet=True)

@@ -100,9 +100,17 @@ def train(
             change = {"step": trainer.step_count, "pairs": len(pairs), "data_digest": digest}
             history.setdefault("data_changes", []).append(change)
     run.mkdir(parents=True, exist_ok=True)
-    if distributed.rank() == 0:
-        text = json.dumps(files).encode()
-        state.write_atomically(run / "data.json", lambda file: file.write(text))
+    listed = False  # data.json tells of the data in last.pt: a change waits for the first save
+
+    def list_files() -> None:
+        nonlocal listed
+        if not listed and distributed.rank() == 0:
+            text = json.dumps(files).encode()
+            state.write_atomically(run / "data.json", lambda file: file.write(text))
+        listed = True
+
+    if saved is None or saved["data_digest"] == digest:
+        list_files()
     # the epoch and its first step: with changed data they do not follow from the step
     whole_epochs = trainer.step_count // per_epoch
     epoch, first = history.setdefault("epoch", [whole_epochs, whole_epochs * per_epoch])
@@ -141,6 +149,7 @@ def train(
         whole = {**trainer.state_dict(), "history": history, "data_digest": digest}
         if distributed.rank() == 0:
             state.save(path, whole)
+        list_files()
 
     def enough() -> bool:
         return max_steps > 0 and trainer.step_count >= max_steps
@@ -299,7 +308,9 @@ def evaluate(trainer: Trainer, held: Pairs, count: int) -> dict[str, float]:
 
 
 def difference(stored: Path, files: dict[str, int]) -> str:
-    """Which files are new, gone or of another size than the list `stored` says; "" without it."""
+    """Which files are new, gone or of another size than the list `stored` says; "" without it, and
+    where it says the same.
+    """
     try:
         old: dict[str, int] = json.loads(stored.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -309,11 +320,12 @@ def difference(stored: Path, files: dict[str, int]) -> str:
         "gone": sorted(old.keys() - files.keys()),
         "of another size": sorted(n for n in files.keys() & old.keys() if files[n] != old[n]),
     }
-    return ": " + "; ".join(
+    told = "; ".join(
         f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' * (len(names) > 5)})"
         for kind, names in kinds.items()
         if names
     )
+    return told and f": {told}"
 
 
 def refuse_changes(stored: dict[str, Any], values: dict[str, Any]) -> None:
