@@ -385,6 +385,12 @@ def test_the_state_is_saved_before_the_held_out_pictures_are_looked_at(
     assert state.load(tmp_path / "run" / "last.pt")["step"] == 5
 
 
+def test_a_run_of_no_epochs_is_refused(pairs, tmp_path):
+    with pytest.raises(ValueError, match="epochs and decay_epochs are 0: nothing to train"):
+        train(tiny(epochs=0, decay_epochs=0), pairs, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_look_is_taken_where_none_is_wanted(pairs, tmp_path):
     values = tiny(sample_every=0, evaluate_every=0, epochs=1, decay_epochs=0)
     train(values, pairs, tmp_path, quiet=True)

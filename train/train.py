@@ -69,6 +69,8 @@ def train(
     trainer. Raises DataError, StateError, TrainingStopped, KeyboardInterrupt (after saving).
     """
     run = Path(run)
+    if values["epochs"] + values["decay_epochs"] == 0:
+        raise ValueError("epochs and decay_epochs are 0: nothing to train; set one to 1 or more")
     device = distributed.start(device)
     last, best = run / "last.pt", run / "best.pt"
     saved = None
