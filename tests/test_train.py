@@ -210,6 +210,23 @@ def test_an_overflowing_gradient_names_the_pair_before(tmp_path, monkeypatch):
         train(tiny(), tmp_path / "data", tmp_path / "run", quiet=True)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_overflow_of_this_steps_d_names_its_pairs_too(tmp_path, monkeypatch, number):
+    write_arrays(tmp_path / "data")
+    move = Trainer._move
+
+    def poisoned(self, optimiser, scaler, name):
+        move(self, optimiser, scaler, name)
+        if name == "D" and self.step_count == number - 1:
+            next(self.d.parameters()).data.fill_(float("inf"))
+
+    monkeypatch.setattr(Trainer, "_move", poisoned)
+    order = np.random.default_rng([0, 0]).permutation(4)[:number]
+    named = ", ".join(f"train/pair{i}.npy" for i in order)
+    with pytest.raises(TrainingStopped, match=rf"step {number - 1}, {named}: a loss is not finite"):
+        train(tiny(), tmp_path / "data", tmp_path / "run", quiet=True)
+
+
 def test_weights_that_overflow_at_the_end_of_an_epoch_are_not_saved(tmp_path, monkeypatch):
     write_arrays(tmp_path / "data")
     step = Trainer.step

@@ -139,7 +139,7 @@ def train(
     before: list[str] = []  # the pairs of the last step
 
     def stopped(culprits: list[str], why: object) -> TrainingStopped:
-        message = f"step {trainer.step_count}, {', '.join(culprits)}: {why}"
+        message = f"{', '.join([f'step {trainer.step_count}', *dict.fromkeys(culprits)])}: {why}"
         report.event("stopped", message=message)
         kept = f"; the last good state is {last}" if last.exists() else ""
         return TrainingStopped(message + kept)
@@ -186,8 +186,10 @@ def train(
                 try:
                     losses = trainer.step(batches)
                 except TrainingStopped as error:
-                    culprits = names if trainer.is_finite() else before  # a gradient overflowed
-                    raise stopped(culprits, error) from None
+                    culprits = names
+                    if not trainer.is_finite():  # a gradient overflowed, D's maybe in this step
+                        culprits = before + names if trainer.d_moved else before
+                    raise stopped(culprits or names, error) from None
                 before = names
                 report.step(trainer.step_count, epoch, losses, rate)
                 if values["save_every"] and trainer.step_count % values["save_every"] == 0:
