@@ -408,6 +408,23 @@ def test_a_run_of_no_epochs_is_refused(pairs, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_killed_before_its_last_look_takes_it_when_resumed(pairs, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise MemoryError
+
+    values = tiny(epochs=1, decay_epochs=0)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(loop, "look", killed)
+        train(values, pairs, tmp_path, quiet=True)
+    assert state.load(tmp_path / "last.pt")["step"] == 5
+    assert export.to_model(tmp_path).card["metrics"] == {}
+    for _ in range(2):
+        train(values, pairs, tmp_path, resume=True, quiet=True)
+    assert [e["event"] for e in read_log(tmp_path)].count("evaluate") == 1
+    assert export.to_model(tmp_path).card["metrics"]["epoch"] == 1
+    assert export.to_model(tmp_path, which="best").card["metrics"]["epoch"] == 1
+
+
 def test_no_look_is_taken_where_none_is_wanted(pairs, tmp_path):
     values = tiny(sample_every=0, evaluate_every=0, epochs=1, decay_epochs=0)
     train(values, pairs, tmp_path, quiet=True)

@@ -167,6 +167,9 @@ def train(
             save(last)  # the new figures too: a resumed run compares with the best of them
 
     with report, interruptions() as interrupted:
+        unseen = values["evaluate_every"] > 0 and history["metrics"].get("epoch") != epoch
+        if saved and held and epoch >= epochs and unseen:  # killed before its last look
+            save_and_look(epoch, final=True)
         while epoch < epochs and not enough():
             rate = learning_rate(values, epoch)
             trainer.set_learning_rate(rate)
