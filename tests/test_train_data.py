@@ -191,6 +191,14 @@ def test_channels_are_converted_or_refused_by_name(tmp_path):
         _ = Pairs(tmp_path, "train", values(in_channels=4))[-1, 0]
 
 
+@pytest.mark.parametrize("bands", [4, 5])
+def test_bands_are_never_dropped_unsaid(tmp_path, bands):
+    (tmp_path / "train").mkdir()
+    np.save(tmp_path / "train" / "a.npy", picture(16, 32, bands))
+    with pytest.raises(DataError, match=rf"a\.npy: {bands} channels, expected 1"):
+        Pairs(tmp_path, "train", values(in_channels=1, out_channels=1))
+
+
 def test_pixels_go_out_rounded():
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
     np.testing.assert_array_equal(to_pixels(to_tensor(levels)), levels)

@@ -132,7 +132,7 @@ def refuse_not_finite(array: np.ndarray, path: Path) -> None:
 
 def convertible(have: int, want: int) -> bool:
     """Whether `to_channels` makes `want` channels of `have`."""
-    return have == want or (have == 1 and want == 3) or (have >= 3 and want == 1)
+    return have == want or (have, want) in ((1, 3), (3, 1))  # of five bands none is dropped unsaid
 
 
 def to_channels(array: np.ndarray, channels: int, path: Path) -> np.ndarray:
@@ -144,7 +144,7 @@ def to_channels(array: np.ndarray, channels: int, path: Path) -> np.ndarray:
         return array
     if have == 1:
         return np.repeat(array, 3, axis=2)
-    gray = array[:, :, :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    gray = array @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     if array.dtype.kind == "u":
         gray = np.rint(gray)
     return gray[:, :, None].astype(array.dtype)
