@@ -648,6 +648,17 @@ def test_a_colorization_is_judged_in_rgb(tmp_path):
     assert found["l1"] == pytest.approx(np.mean(errors), rel=1e-3)
 
 
+def test_samples_are_lab_for_a_colorization_alone(tmp_path):
+    rows = [(torch.zeros(1, 8, 8), torch.full((2, 8, 8), 0.5), torch.zeros(2, 8, 8))]
+    for form, colourless in (("folders", True), ("colorization", False)):
+        values = tiny(data_form=form, in_channels=1, out_channels=2)
+        (tmp_path / form).mkdir()
+        report.Report(tmp_path / form, values, 9, 1, quiet=True).samples(1, rows)
+        with Image.open(tmp_path / form / "samples" / "0001.png") as image:
+            output = np.asarray(image)[:, 8:16]
+        assert (output == output[:, :, :1]).all() == colourless
+
+
 def test_pixel_figures_against_numpy():
     rng = np.random.default_rng(0)
     y, t = (rng.uniform(-1, 1, (2, 3, 40, 48)).astype(np.float32) for _ in range(2))

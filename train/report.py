@@ -34,8 +34,8 @@ Rows = list[tuple[Tensor, Tensor, Tensor]]
 
 
 def picture(x: Tensor, lightness: Tensor | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 of a (c, h, w) tensor: Lab colours with their lightness, gray, or RGB."""
-    if lightness is not None and x.shape[0] == 2:
+    """(H, W, 3) uint8 of a (c, h, w) tensor: gray or RGB; with `lightness` the Lab colours to it."""
+    if lightness is not None:
         return colour.join(lightness, x)
     pixels = to_pixels(x)
     if pixels.shape[2] < 3:
@@ -43,16 +43,16 @@ def picture(x: Tensor, lightness: Tensor | None = None) -> np.ndarray:
     return pixels[:, :, :3]
 
 
-def triple(row: tuple[Tensor, Tensor, Tensor]) -> list[np.ndarray]:
-    """Input, output and truth as pictures."""
+def triple(row: tuple[Tensor, Tensor, Tensor], *, lab: bool) -> list[np.ndarray]:
+    """Input, output and truth as pictures; lab: they are lightness, and colours to it."""
     x, y, t = row
-    lightness = x if x.shape[0] == 1 else None
+    lightness = x if lab else None
     return [picture(x), picture(y, lightness), picture(t, lightness)]
 
 
-def grid(rows: Rows) -> np.ndarray:
+def grid(rows: Rows, *, lab: bool) -> np.ndarray:
     """(rows * H, 3 * W, 3) uint8: input, output, truth from left to right."""
-    return np.concatenate([np.concatenate(triple(row), axis=1) for row in rows], axis=0)
+    return np.concatenate([np.concatenate(triple(row, lab=lab), axis=1) for row in rows], axis=0)
 
 
 class Report:
@@ -195,7 +195,7 @@ class Report:
         """Writes the grid and the gallery; a full disk costs the pictures, not the run."""
         if self.mute or not rows:
             return
-        pixels = grid(rows)
+        pixels = grid(rows, lab=colour.is_lab(self.values))
         self._board(lambda board: board.add_image("held_out", pixels, epoch, dataformats="HWC"))
         try:
             folder = self.run / "samples"

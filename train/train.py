@@ -303,7 +303,7 @@ def sample(trainer: Trainer, held: Pairs, count: int = 8) -> list[tuple[Tensor, 
 
 def evaluate(trainer: Trainer, held: Pairs, count: int) -> dict[str, float]:
     """Held-out figures of the first `count` pairs; of a colorization as RGB, as people see it."""
-    lab = trainer.values["data_form"] == "colorization" and trainer.values["out_channels"] == 2
+    lab = colour.is_lab(trainer.values)
 
     def outputs() -> Iterator[tuple[Tensor, Tensor]]:
         for index in range(min(count, len(held))):
