@@ -194,11 +194,16 @@ def _upright(image: Image.Image) -> Image.Image:
 
     # Load first: TIFF turns itself then and forgets the tag; PNG may carry EXIF behind its pixels.
     image.load()
-    try:
-        turn = _TURNS.get(image.getexif().get(0x0112, 1))
-    except Exception:  # damaged EXIF: the picture stays as it lies, as in every viewer
-        turn = None
+    turn = _TURNS.get(orientation(image))
     return image if turn is None else image.transpose(Image.Transpose(turn))
+
+
+def orientation(image: Image.Image) -> Any:
+    """EXIF's, of a picture whose pixels may still be unread: 1 to 8, or whatever the file says."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF: the picture stays as it lies, as in every viewer
+        return 1
 
 
 def _from_pil(image: Image.Image, ci: int, owned: bool) -> Picture:

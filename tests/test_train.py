@@ -8,6 +8,7 @@ busy core).
 # ruff: noqa: E402  (torch may be missing: the imports come after the skip)
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -209,6 +210,23 @@ def test_an_overflowing_gradient_names_the_pair_before(tmp_path, monkeypatch):
         train(tiny(), tmp_path / "data", tmp_path / "run", quiet=True)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_overflow_of_this_steps_d_names_its_pairs_too(tmp_path, monkeypatch, number):
+    write_arrays(tmp_path / "data")
+    move = Trainer._move
+
+    def poisoned(self, optimiser, scaler, name):
+        move(self, optimiser, scaler, name)
+        if name == "D" and self.step_count == number - 1:
+            next(self.d.parameters()).data.fill_(float("inf"))
+
+    monkeypatch.setattr(Trainer, "_move", poisoned)
+    order = np.random.default_rng([0, 0]).permutation(4)[:number]
+    named = ", ".join(f"train/pair{i}.npy" for i in order)
+    with pytest.raises(TrainingStopped, match=rf"step {number - 1}, {named}: a loss is not finite"):
+        train(tiny(), tmp_path / "data", tmp_path / "run", quiet=True)
+
+
 def test_weights_that_overflow_at_the_end_of_an_epoch_are_not_saved(tmp_path, monkeypatch):
     write_arrays(tmp_path / "data")
     step = Trainer.step
@@ -263,6 +281,42 @@ def test_a_picture_that_breaks_later_costs_nothing(pairs, tmp_path):
     assert [(c["step"], c["pairs"]) for c in changes] == [(2, 3), (9, 4)]
 
 
+def test_a_bad_picture_is_one_line_from_a_worker_too(tmp_path):
+    (tmp_path / "train").mkdir()
+    for i in range(2):
+        draw(tmp_path / "train" / f"{i}.bmp", seed=i)
+    for file in (tmp_path / "train").iterdir():
+        file.write_bytes(file.read_bytes()[:9000])  # the headers still read
+    said = []
+    for workers in (0, 1):
+        with pytest.raises(DataError) as error:
+            train(tiny(workers=workers), tmp_path, tmp_path / f"run{workers}", quiet=True)
+        said.append(str(error.value))
+    assert said[0] == said[1] and ".bmp: not a readable picture" in said[0] and "\n" not in said[0]
+
+
+def test_changed_data_that_was_never_saved_is_still_named(tmp_path, monkeypatch):
+    data, run = tmp_path / "data", tmp_path / "run"
+    write_arrays(data)
+    train(tiny(), data, run, max_steps=1, quiet=True)
+    np.save(data / "train" / "new.npy", np.zeros((64, 128, 3), np.float32))
+
+    def killed(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        with pytest.raises(MemoryError):
+            train(tiny(), data, run, resume=True, changed_data=True, quiet=True)
+    with pytest.raises(state.StateError, match=r"1 new \(train/new\.npy\); --changed-data goes on"):
+        train(tiny(), data, run, resume=True, quiet=True)
+    train(tiny(), data, run, resume=True, changed_data=True, max_steps=2, quiet=True)
+    train(tiny(), data, run, resume=True, max_steps=3, quiet=True)
+    files = loop.Pairs(data, "train", tiny()).sizes()
+    assert json.loads((run / "data.json").read_text()) == files
+    assert loop.difference(run / "data.json", files) == ""
+
+
 def test_a_run_that_is_killed_goes_on_from_the_last_saved_step(pairs, tmp_path, monkeypatch):
     values = tiny(save_every=3)
     whole = train(values, pairs, tmp_path / "whole", max_steps=8, quiet=True)
@@ -309,6 +363,33 @@ def test_trouble_with_a_held_out_picture_costs_neither_epoch_nor_run(tmp_path, c
     assert events.count("held_out_trouble") == 3 and "evaluate" not in events
 
 
+def test_a_held_out_nan_is_named_and_the_run_still_exports(tmp_path, caplog):
+    write_arrays(tmp_path / "data")
+    write_arrays(tmp_path / "other", count=2, poison=1)
+    (tmp_path / "other" / "train").rename(tmp_path / "data" / "val")
+    with caplog.at_level("WARNING", "pix2pix_fast.train"):
+        train(tiny(), tmp_path / "data", tmp_path / "run", quiet=True)
+    assert "val/pair1.npy: a value is not finite" in caplog.text
+    assert "evaluate" not in [e["event"] for e in read_log(tmp_path / "run")]
+    assert export.to_model(tmp_path / "run").card["metrics"] == {}
+
+
+def test_figures_that_are_not_finite_are_never_the_best(pairs, tmp_path, monkeypatch):
+    figures = iter([{"l1": float("nan")}, {"l1": 0.5}])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: next(figures) | {"psnr": 9.0, "ssim": 0.1})
+    values = tiny(epochs=2, decay_epochs=0, sample_every=0)
+    train(values, pairs, tmp_path, quiet=True)
+    saved = state.load(tmp_path / "best.pt")
+    assert saved["step"] == 10 and saved["history"]["best_l1"] == 0.5
+
+
+def test_the_log_is_strict_json(tmp_path):
+    shown = report.Report(tmp_path, tiny(), 9, 1, quiet=True)
+    shown.event("steps", l1=float("nan"), values={"lr": float("inf"), "many": [1.5, -float("inf")]})
+    event = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail)
+    assert event["l1"] is None and event["values"] == {"lr": None, "many": [1.5, None]}
+
+
 def test_the_state_is_saved_before_the_held_out_pictures_are_looked_at(
     pairs, tmp_path, monkeypatch
 ):
@@ -319,6 +400,29 @@ def test_the_state_is_saved_before_the_held_out_pictures_are_looked_at(
     with pytest.raises(MemoryError):
         train(tiny(), pairs, tmp_path / "run", quiet=True)
     assert state.load(tmp_path / "run" / "last.pt")["step"] == 5
+
+
+def test_a_run_of_no_epochs_is_refused(pairs, tmp_path):
+    with pytest.raises(ValueError, match="epochs and decay_epochs are 0: nothing to train"):
+        train(tiny(epochs=0, decay_epochs=0), pairs, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_killed_before_its_last_look_takes_it_when_resumed(pairs, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise MemoryError
+
+    values = tiny(epochs=1, decay_epochs=0)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(loop, "look", killed)
+        train(values, pairs, tmp_path, quiet=True)
+    assert state.load(tmp_path / "last.pt")["step"] == 5
+    assert export.to_model(tmp_path).card["metrics"] == {}
+    for _ in range(2):
+        train(values, pairs, tmp_path, resume=True, quiet=True)
+    assert [e["event"] for e in read_log(tmp_path)].count("evaluate") == 1
+    assert export.to_model(tmp_path).card["metrics"]["epoch"] == 1
+    assert export.to_model(tmp_path, which="best").card["metrics"]["epoch"] == 1
 
 
 def test_no_look_is_taken_where_none_is_wanted(pairs, tmp_path):
@@ -348,6 +452,29 @@ def test_a_grown_held_out_set_starts_the_gallery_anew(tmp_path):
     assert page.count("<img") == 3 * (2 + 2) and "epoch 1<" not in page
 
 
+def test_the_gallery_shows_epochs_in_order_and_no_other_picture(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for name in ("0002", "10000", "9999", "notes"):
+        draw(tmp_path / "samples" / f"{name}.png", h=16, w=48)
+    page = report.gallery(tmp_path, tiny())
+    assert [page.index(f"<th>epoch {n}<") for n in (2, 9999, 10000)] == sorted(
+        page.index(f"<th>epoch {n}<") for n in (2, 9999, 10000)
+    )
+    assert page.count("<th>") == 2 + 3
+
+
+def test_pictures_too_small_for_figures_cost_them_with_a_warning(tmp_path, caplog):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (8, 4)).save(tmp_path / split / "a.png")
+    values = tiny(size=4, load_size=4, depth=2, d_layers=0, epochs=1, decay_epochs=0)
+    train(values, tmp_path, tmp_path / "run", quiet=True)
+    assert "4x4 (height x width), but SSIM's window needs 6" in caplog.text
+    values = tiny(size=8, load_size=8, generator="resnet6", d_layers=0, epochs=1, decay_epochs=0)
+    train(values, tmp_path, tmp_path / "least", quiet=True)
+    assert "evaluate" in [e["event"] for e in read_log(tmp_path / "least")]
+
+
 def test_a_full_disk_keeps_the_earlier_state(pairs, tmp_path, monkeypatch):
     train(tiny(), pairs, tmp_path, max_steps=2, quiet=True)
     before = (tmp_path / "last.pt").read_bytes()
@@ -361,6 +488,31 @@ def test_a_full_disk_keeps_the_earlier_state(pairs, tmp_path, monkeypatch):
         train(tiny(), pairs, tmp_path, resume=True, max_steps=3, quiet=True)
     assert (tmp_path / "last.pt").read_bytes() == before
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_full_disk_costs_tensorboard_and_not_the_run(pairs, tmp_path, monkeypatch, caplog):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    for name in ("add_scalar", "add_image", "close"):
+        with monkeypatch.context() as patch, caplog.at_level("WARNING", "pix2pix_fast.train"):
+            caplog.clear()
+            patch.setattr(tensorboard.SummaryWriter, name, full)
+            train(tiny(epochs=1, decay_epochs=0), pairs, tmp_path / name)
+        assert caplog.text.count("no TensorBoard logs from here on") == 1
+        assert read_log(tmp_path / name)[-1]["event"] == "end"
+
+
+def test_half_a_line_of_the_log_costs_that_line_alone(tmp_path):
+    shown = report.Report(tmp_path, tiny(), 9, 1, quiet=True)
+    shown.event("start")
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"event": "ste')
+    shown.event("epoch")
+    shown.event("end")
+    assert [e["event"] for e in read_log(tmp_path)] == ["start", "epoch", "end"]
 
 
 def test_a_damaged_state_is_named(tmp_path, pairs):
@@ -436,6 +588,25 @@ def test_pictures_per_second_count_training_alone(pairs, tmp_path, monkeypatch):
     assert read_log(tmp_path)[-1]["per_second"] == 3.0
 
 
+def test_the_time_remaining_is_shown_on_a_slow_machine_and_after_a_resume(tmp_path, monkeypatch):
+    """A step takes 20 s: between two reports of the losses lie more than 16 minutes."""
+    import rich.console
+
+    terminal = rich.console.Console(force_terminal=True, file=io.StringIO())
+    monkeypatch.setattr(rich.console, "Console", lambda **_: terminal)
+    values = tiny(log_every=50)
+    with report.Report(tmp_path, values, 1000, 1, done=900) as shown:
+        shown.progress.stop()
+        clock = [0.0]
+        shown.progress.get_time = lambda: clock[0]
+        (task,) = shown.progress.tasks
+        task._get_time = shown.progress.get_time
+        for step in range(901, 911):
+            clock[0] += 20
+            shown.step(step, 0, {}, 0.1)
+        assert task.completed == 910 and task.time_remaining == 90 * 20
+
+
 def test_training_learns(tmp_path):
     """L1 of held-out drawings halves: the sign of every part of the loop is right."""
     for split, count in (("train", 8), ("val", 2)):
@@ -477,6 +648,17 @@ def test_a_colorization_is_judged_in_rgb(tmp_path):
     assert found["l1"] == pytest.approx(np.mean(errors), rel=1e-3)
 
 
+def test_samples_are_lab_for_a_colorization_alone(tmp_path):
+    rows = [(torch.zeros(1, 8, 8), torch.full((2, 8, 8), 0.5), torch.zeros(2, 8, 8))]
+    for form, colourless in (("folders", True), ("colorization", False)):
+        values = tiny(data_form=form, in_channels=1, out_channels=2)
+        (tmp_path / form).mkdir()
+        report.Report(tmp_path / form, values, 9, 1, quiet=True).samples(1, rows)
+        with Image.open(tmp_path / form / "samples" / "0001.png") as image:
+            output = np.asarray(image)[:, 8:16]
+        assert (output == output[:, :, :1]).all() == colourless
+
+
 def test_pixel_figures_against_numpy():
     rng = np.random.default_rng(0)
     y, t = (rng.uniform(-1, 1, (2, 3, 40, 48)).astype(np.float32) for _ in range(2))
@@ -505,6 +687,14 @@ def test_pixel_figures_against_numpy():
         (mu_y**2 + mu_t**2 + 1e-4) * (var_y + var_t + 9e-4)
     )
     assert found["ssim"] == pytest.approx(ssim.mean(), abs=2e-4)
+
+
+def test_only_a_perfect_picture_has_100_decibels():
+    y = torch.zeros(3, 16, 16)
+    assert pixel_metrics([(y, y)])["psnr"] == 100
+    bad = y.clone()
+    bad[0, 0, 0] = torch.nan
+    assert np.isnan(pixel_metrics([(y, y), (bad, y)])["psnr"])
 
 
 # ---- recipes and the command ----
@@ -583,6 +773,7 @@ def test_what_must_be_counted_is_at_least_one(name):
         ({"lr": "nan"}, "lr is at least 0, got nan"),
         ({"size": 100}, r"size 100: a unet takes multiples of 64 \(2\^depth, depth 6\)"),
         ({"size": 62, "generator": "resnet6"}, "a resnet6 takes multiples of 4"),
+        ({"size": 4, "generator": "resnet6", "d_layers": 0}, "size 4: a resnet6 needs 8 or more"),
         ({"d_layers": 5}, "size 64: with d_layers 5 the discriminator needs 96 or more"),
         ({"gan_weight": 0.0, "l1_weight": 0.0}, "nothing to train"),
     ],
@@ -635,9 +826,10 @@ def test_an_early_interruption_does_not_claim_a_state(pairs, tmp_path, monkeypat
 # ---- devices ----
 
 
-def test_a_device_that_is_none():
-    with pytest.raises(ValueError, match="expected auto, cpu or cuda, got 'foo'"):
-        distributed.start("foo")
+@pytest.mark.parametrize("device", ["foo", "mps", "meta"])
+def test_a_device_that_is_none(device):
+    with pytest.raises(ValueError, match=f"expected auto, cpu or cuda, got '{device}'"):
+        distributed.start(device)
 
 
 def test_cuda_is_the_gpu_of_this_process(monkeypatch):

@@ -11,12 +11,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from PIL import Image
+from PIL import Image, ImageOps
 from pix2pix_fast.train import colour, recipes
 from pix2pix_fast.train.data import (
     Batches,
     DataError,
     Pairs,
+    picture_header,
     read_picture,
     resize,
     steps_per_epoch,
@@ -87,6 +88,19 @@ def test_folders_inside_are_read_too(tmp_path):
     for side in "AB":
         Image.fromarray(picture(16, 16)).save(tmp_path / side / "y.png")
     assert len(Pairs(tmp_path, "train", values(data_form="folders"))) == 1
+
+
+def test_linked_folders_are_read_and_circles_left(tmp_path):
+    write_pairs(tmp_path / "elsewhere", 2)
+    write_pairs(tmp_path / "data", 1)
+    folder = tmp_path / "data" / "train"
+    for name in ("cats", "dogs"):
+        (folder / name).symlink_to(tmp_path / "elsewhere" / "train")
+    (tmp_path / "elsewhere" / "train" / "back").symlink_to(folder)
+    (folder / "here").symlink_to(".")
+    pairs = Pairs(tmp_path / "data", "train", values())
+    names = [pairs.name(i) for i in range(len(pairs))]
+    assert names == ["train/0.png", *(f"train/{n}/{i}.png" for n in ("cats", "dogs") for i in (0, 1))]
 
 
 def test_colorization_goes_through_lab_and_back(tmp_path):
@@ -177,9 +191,43 @@ def test_channels_are_converted_or_refused_by_name(tmp_path):
         _ = Pairs(tmp_path, "train", values(in_channels=4))[-1, 0]
 
 
+@pytest.mark.parametrize("bands", [4, 5])
+def test_bands_are_never_dropped_unsaid(tmp_path, bands):
+    (tmp_path / "train").mkdir()
+    np.save(tmp_path / "train" / "a.npy", picture(16, 32, bands))
+    with pytest.raises(DataError, match=rf"a\.npy: {bands} channels, expected 1"):
+        Pairs(tmp_path, "train", values(in_channels=1, out_channels=1))
+
+
 def test_pixels_go_out_rounded():
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
     np.testing.assert_array_equal(to_pixels(to_tensor(levels)), levels)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_pictures_are_turned_upright_as_in_the_engine(tmp_path, suffix, turn):
+    array = picture(8, 12)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(array).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(read_picture(path), upright)
+    assert picture_header(path) == upright.shape == ((12, 8, 3) if turn > 4 else (8, 12, 3))
+
+
+def test_exif_behind_the_pixels_of_a_png_turns_it_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.png"
+    Image.fromarray(picture(8, 12)).save(path, exif=exif)
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    assert picture_header(path) == read_picture(path).shape == (12, 8, 3)
 
 
 @pytest.mark.parametrize("c", [1, 3, 4])

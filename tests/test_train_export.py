@@ -166,6 +166,31 @@ def test_checkpoints_reads_what_we_write_for_junyanz(norm, tmp_path):
         torch.testing.assert_close(again(x), image_twin(net)(x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_discriminator_is_named_after_its_generator_and_replaces_nothing(run, tmp_path):
+    def command(*arguments):
+        return CliRunner().invoke(
+            export_command, [str(run[0]), *arguments, "--format", "junyanz"]
+        )
+
+    assert command(str(tmp_path / "mine.pth")).exit_code == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.pth", "mine_D.pth"}
+    theirs = tmp_path / "a_GAN_net_D.pth"
+    theirs.write_text("somebody's")
+    refused = command(str(tmp_path / "a_GAN_net_G.pth"))
+    assert refused.exit_code == 1
+    assert "a_GAN_net_D.pth exists; --overwrite replaces it" in refused.stderr
+    assert theirs.read_text() == "somebody's" and not (tmp_path / "a_GAN_net_G.pth").exists()
+    assert command(str(tmp_path / "a_GAN_net_G.pth"), "--overwrite").exit_code == 0
+    assert "model.0.bias" in torch.load(theirs, weights_only=True)
+
+
+def test_an_unconditional_discriminator_is_left_out_aloud(tmp_path, caplog):
+    trainer = Trainer(recipes.load("facades", depth=5, ngf=4, ndf=4, size=64, conditional=False))
+    written = export.to_junyanz(trainer, tmp_path / "latest_net_G.pth")
+    assert written == [tmp_path / "latest_net_G.pth"] == list(tmp_path.iterdir())
+    assert "D is left out: it sees the output alone" in caplog.text
+
+
 def test_the_export_command_replaces_nothing_unasked(run, tmp_path):
     def command(*arguments):
         return CliRunner().invoke(export_command, [str(run[0]), *arguments])
@@ -181,6 +206,14 @@ def test_the_export_command_replaces_nothing_unasked(run, tmp_path):
     assert (tmp_path / "a.safetensors").read_text() == "somebody's"
     assert command(str(tmp_path / "a.safetensors"), "--overwrite").exit_code == 0
     assert command(str(tmp_path)).exit_code == 2  # a folder, for one file
+
+
+def test_a_damaged_model_file_is_one_line(tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing of a model")
+    arguments = [str(tmp_path / "bad.safetensors"), str(tmp_path / "o.safetensors")]
+    refused = CliRunner().invoke(export_command, arguments)
+    assert refused.exit_code == 1 and "bad.safetensors" in refused.stderr
+    assert isinstance(refused.exception, SystemExit) and refused.stderr.count("\n") == 1
 
 
 def test_a_foreign_module_is_read_as_its_checkpoint():
@@ -202,7 +235,12 @@ def test_what_the_engine_cannot_run_is_refused():
         export.to_model(ResNet(ngf=4, blocks=6))
 
 
-def test_a_colorization_model_colours_a_picture(tmp_path):
+def half_saved(self, file, *_):
+    file.write(b"half")
+    raise OSError(28, "No space left on device")
+
+
+def test_a_colorization_model_colours_a_picture(tmp_path, monkeypatch):
     pytest.importorskip("pix2pix_fast._core")
     net = net_of("image", in_channels=1, out_channels=2)
     path = tmp_path / "colour.safetensors"
@@ -219,6 +257,16 @@ def test_a_colorization_model_colours_a_picture(tmp_path):
         ab = UNet.from_model(model_file.load(path)).translate(lightness[None])[0]
     assert found.shape == photo.shape
     assert np.abs(found.astype(int) - colour.join(lightness, ab)).max() <= 1
+    again = [str(path), str(tmp_path / "photo.png"), str(tmp_path / "out.png")]
+    before = (tmp_path / "out.png").read_bytes()
+    refused = CliRunner().invoke(colorize, again)
+    assert refused.exit_code == 1 and "out.png exists; --overwrite replaces it" in refused.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", half_saved)
+        assert CliRunner().invoke(colorize, [*again, "--overwrite"]).exit_code == 1
+    assert (tmp_path / "out.png").read_bytes() == before and not list(tmp_path.glob(".*"))
+    assert CliRunner().invoke(colorize, [*again, "--overwrite"]).exit_code == 0
+    assert CliRunner().invoke(colorize, [*again[:2], "x.picture"]).exit_code == 2
     export.to_file(net_of("image"), path)
     done = CliRunner().invoke(colorize, [str(path), str(tmp_path / "photo.png"), "x.png"])
     assert done.exit_code == 1 and "reads 1 channel and writes 2, this one 3 and 3" in done.stderr

@@ -101,6 +101,14 @@ def test_endings_sort_out_one_folder(tmp_path):
         folders.match([both, both], ["_B_fake", "_real_B"])
 
 
+def test_a_picture_that_is_not_finite_is_named(tmp_path):
+    array = np.full((16, 16), 0.5, np.float32)
+    array[3, 4] = np.nan
+    Image.fromarray(array).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif: a value is not finite"):
+        folders.read(tmp_path / "a.tif")
+
+
 # Labels
 
 
@@ -394,6 +402,30 @@ def test_evaluate_writes_a_table_a_record_and_a_plot(drawn, tmp_path):
     assert plot.read_text().startswith("<svg")
     assert "out.json exists; --overwrite" in run(*command, code=1)
     run(*command, "--overwrite")
+
+
+def test_figures_survive_a_record_that_cannot_be_written(drawn, tmp_path, monkeypatch):
+    missing = tmp_path / "none" / "x.json"
+    for option in ("-o", "--plot"):
+        line = run("evaluate", *drawn, option, missing, code=1)
+        assert "x.json: its folder does not exist; make it first" in line
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pix2pix_fast.cli.training._write", full)
+    done = CliRunner().invoke(cli.main, ["evaluate", *map(str, drawn), "-o", str(tmp_path / "x.json")])
+    assert done.exit_code == 1 and "No space left" in done.stderr
+    assert done.stdout.startswith("3 pictures") and "PSNR" in done.stdout
+
+
+def test_pictures_too_small_are_named(tmp_path):
+    small = save(tmp_path / "small", dot=noise((5, 9, 3)))
+    assert "dot.png: 5x9 (height x width), but SSIM's window needs 6" in run(
+        "evaluate", small, small, code=1
+    )
+    least = save(tmp_path / "least", dot=noise((6, 6, 3)))
+    assert "1 pictures" in run("evaluate", least, least)
 
 
 def test_evaluate_refuses_in_one_line(drawn, tmp_path):

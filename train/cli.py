@@ -146,15 +146,14 @@ def export(
 
     from pix2pix_fast import model
 
-    source: Any = model.load(run) if run.endswith(".safetensors") else run
     try:
+        source: Any = model.load(run) if run.endswith(".safetensors") else run
         if form == "junyanz":
             path = Path(output)
             if path.suffix != ".pth":
                 path.mkdir(parents=True, exist_ok=True)
                 path /= "latest_net_G.pth"
-            words.refuse_existing(str(path), overwrite)
-            for written in exporter.to_junyanz(source, path, which=which):
+            for written in exporter.to_junyanz(source, path, which=which, overwrite=overwrite):
                 click.echo(written)
             return
         if Path(output).is_dir():
@@ -171,18 +170,25 @@ def export(
 @click.argument("model", type=click.Path(exists=True))
 @click.argument("picture", type=click.Path(exists=True, dir_okay=False))
 @click.argument("output", type=click.Path(dir_okay=False))
-def colorize(model: str, picture: str, output: str) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
+def colorize(model: str, picture: str, output: str, overwrite: bool) -> None:
     """Colour PICTURE with MODEL, a model file or run of the recipe `colorization`, into OUTPUT."""
     from PIL import Image
     from pix2pix_fast.train.colorize import colorize as coloured
     from pix2pix_fast.train.data import read_picture
 
     from pix2pix_fast import Engine
+    from pix2pix_fast.tensorfile import atomic_file
 
+    kind = Image.registered_extensions().get(Path(output).suffix.lower())
+    if kind not in Image.SAVE:
+        raise click.UsageError(f"{output}: pictures are not written as that; end its name in .png")
     try:
+        words.refuse_existing(output, overwrite)
         with Engine(model) as engine:
             pixels = coloured(engine, read_picture(Path(picture)))
-        Image.fromarray(pixels).save(output)
+        with atomic_file(output) as file:
+            Image.fromarray(pixels).save(file, kind)
     except (ValueError, OSError, RuntimeError) as error:
         _fail(error)
 

@@ -6,6 +6,8 @@ b)/110.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,6 +53,11 @@ def split(rgb: np.ndarray) -> tuple[Tensor, Tensor]:
     top = float(np.iinfo(rgb.dtype).max) if rgb.dtype.kind == "u" else 1.0
     lab = rgb_to_lab(rgb / top).transpose(2, 0, 1).astype(np.float32)
     return torch.from_numpy(lab[:1] / 50.0 - 1.0), torch.from_numpy(lab[1:] / 110.0)
+
+
+def is_lab(values: dict[str, Any]) -> bool:
+    """Whether a recipe's network reads lightness and writes a and b."""
+    return bool(values["data_form"] == "colorization" and values["out_channels"] == 2)
 
 
 def join(lightness: Tensor, ab: Tensor) -> np.ndarray:

@@ -27,6 +27,8 @@ from pix2pix_fast.train import colour
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pix2pix_fast import images
+
 LOG = logging.getLogger("pix2pix_fast.train")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
@@ -38,12 +40,15 @@ class DataError(ValueError):
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """(H, W, C) uint8, uint16 or float32; alpha is dropped, palettes and CMYK become RGB."""
+    """(H, W, C) uint8, uint16 or float32, upright as in the engine; alpha is dropped, palettes and
+    CMYK become RGB.
+    """
     try:
         if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False)
         else:
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as file:
+                image = images._upright(file)
                 if image.mode in ("LA", "La"):
                     image = image.convert("L")
                 elif image.mode != "RGB" and not _is_gray(image.mode):
@@ -68,13 +73,35 @@ def picture_header(path: Path) -> tuple[int, int, int]:
         if path.suffix.lower() != ".npy":
             with Image.open(path, formats=FORMATS) as image:
                 gray = image.mode in ("LA", "La") or _is_gray(image.mode)
-                return image.height, image.width, 1 if gray else 3
+                h, w = image.height, image.width
+                if image.format != "TIFF" and _lies_on_its_side(image, path):  # TIFF: Pillow swaps
+                    h, w = w, h
+                return h, w, 1 if gray else 3
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable picture ({error})") from error
     _refuse_kind(array.shape, array.dtype, path)
     h, w, c = (*array.shape, 1)[:3]
     return h, w, c
+
+
+def _lies_on_its_side(image: Image.Image, path: Path) -> bool:
+    """Whether EXIF turns the picture by a quarter.
+
+    Pillow decodes a PNG to find EXIF behind its pixels: only one that has anything there.
+    """
+    known = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+    if image.format == "PNG" and not any(name in image.info for name in known):
+        kinds = []
+        with path.open("rb") as file:
+            file.seek(8)
+            while len(head := file.read(8)) == 8:
+                kinds.append(head[4:])
+                file.seek(int.from_bytes(head[:4], "big") + 4, 1)
+        behind = kinds[kinds.index(b"IDAT") :] if b"IDAT" in kinds else []
+        if set(behind) <= {b"IDAT", b"IEND"}:
+            return False
+    return images.orientation(image) in (5, 6, 7, 8)
 
 
 def _is_gray(mode: str) -> bool:
@@ -91,15 +118,21 @@ def _refuse_kind(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path) -> No
 
 
 def _refuse_values(array: np.ndarray, top: int, what: str, path: Path) -> None:
-    """Not for NaN: the step that meets one names it."""
+    """Not for NaN: the step that meets one names it, and `refuse_not_finite` elsewhere."""
     low, high = array.min(), array.max()
     if low < 0 or high > top:
         raise DataError(f"{path}: values {low:g} to {high:g}, expected {what} in 0 to {top}")
 
 
+def refuse_not_finite(array: np.ndarray, path: Path) -> None:
+    """DataError for NaN in a picture that is measured: it would spoil the mean of all others."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{path}: a value is not finite, expected floats in 0 to 1")
+
+
 def convertible(have: int, want: int) -> bool:
     """Whether `to_channels` makes `want` channels of `have`."""
-    return have == want or (have == 1 and want == 3) or (have >= 3 and want == 1)
+    return have == want or (have, want) in ((1, 3), (3, 1))  # of five bands none is dropped unsaid
 
 
 def to_channels(array: np.ndarray, channels: int, path: Path) -> np.ndarray:
@@ -111,7 +144,7 @@ def to_channels(array: np.ndarray, channels: int, path: Path) -> np.ndarray:
         return array
     if have == 1:
         return np.repeat(array, 3, axis=2)
-    gray = array[:, :, :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    gray = array @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     if array.dtype.kind == "u":
         gray = np.rint(gray)
     return gray[:, :, None].astype(array.dtype)
@@ -222,6 +255,8 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
             a, b = self._jitter(a, b, rng)
         else:
             size = self.values["size"]
+            refuse_not_finite(a, self.files[index][0])
+            refuse_not_finite(b, self.files[index][-1])
             a, b = resize(a, size, size), resize(b, size, size)
         if self.values["data_form"] == "colorization":
             x, t = colour.split(b)
@@ -351,12 +386,7 @@ def _pictures(folder: Path, *, deep: bool = True) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; pictures are expected there")
-    files = sorted(
-        path
-        for path in (folder.rglob("*") if deep else folder.iterdir())
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    files = sorted(_files(folder, deep=deep))
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
     others = [p.name for p in files if p.suffix.lower() not in SUFFIXES]
     if others:
@@ -364,6 +394,18 @@ def _pictures(folder: Path, *, deep: bool = True) -> list[Path]:
     if not pictures:
         raise DataError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
     return pictures
+
+
+def _files(folder: Path, *, deep: bool, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files of a folder and (deep) of those in it, through links too, but no hidden ones."""
+    here = (*above, folder.resolve())
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_file():
+            yield path
+        elif deep and path.is_dir() and path.resolve() not in here:  # else a link in a circle
+            yield from _files(path, deep=True, above=here)
 
 
 def has_split(root: Path | str, split: str, values: dict[str, Any]) -> bool:

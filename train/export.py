@@ -10,6 +10,8 @@ before it returns. The card tells what was trained, on what, how long, and how w
 
 from __future__ import annotations
 
+import functools
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +26,7 @@ from torch import nn
 from pix2pix_fast.errors import P2PError
 from pix2pix_fast.model import Architecture, Model, load, save
 
+LOG = logging.getLogger("pix2pix_fast.train")
 Source = str | Path | Trainer | nn.Module | Model
 Which = Literal["last", "best"]
 CHECK_SIZE = 256  # the engine and PyTorch are compared on a picture of this height and width
@@ -127,23 +130,31 @@ def compare(model: Model) -> float:
     return equal
 
 
-def to_junyanz(source: Source, path: str | Path, *, which: Which = "last") -> list[Path]:
-    """Writes `source` as junyanz's `latest_net_G.pth`; from a run, D goes beside it as `..._D.pth`.
-    The paths written.
+def to_junyanz(
+    source: Source, path: str | Path, *, which: Which = "last", overwrite: bool = True
+) -> list[Path]:
+    """Writes `source` as junyanz's `latest_net_G.pth`; from a run, D goes beside it as
+    `latest_net_D.pth` (`NAME_D.pth` for any other NAME) if it is conditional, since his pix2pix
+    knows no other. The paths written.
 
-    Raises ValueError naming what his code cannot hold.
+    Raises ValueError naming what his code cannot hold, and without `overwrite` FileExistsError,
+    both before anything is written.
     """
     path = Path(path)
     net = UNet.from_model(source) if isinstance(source, Model) else _generator(source, which)[0]
-    weights = junyanz.generator_state(net)
-    state.write_atomically(path, lambda file: torch.save(weights, file))
+    written = {path: junyanz.generator_state(net)}
     d = _discriminator(source, which)
-    if d is None:
-        return [path]
-    other = path.with_name(path.name.replace("_G", "_D") if "_G" in path.name else "net_D.pth")
-    weights_d = junyanz.discriminator_state(d)
-    state.write_atomically(other, lambda file: torch.save(weights_d, file))
-    return [path, other]
+    if d is not None and d.in_channels == net.out_channels:
+        LOG.warning("D is left out: it sees the output alone, and his pix2pix loads conditional ones")
+    elif d is not None:
+        other = path.with_name(path.stem.removesuffix("_G") + "_D" + path.suffix)
+        written[other] = junyanz.discriminator_state(d)
+    for target in written:
+        if target.exists() and not overwrite:
+            raise FileExistsError(f"{target} exists; --overwrite replaces it")
+    for target, weights in written.items():
+        state.write_atomically(target, functools.partial(torch.save, weights))
+    return list(written)
 
 
 def is_run(path: str | Path) -> bool:

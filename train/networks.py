@@ -458,6 +458,8 @@ def refuse_size(values: dict[str, Any]) -> None:
     if size % multiple:
         why = "" if kind.startswith("resnet") else f" (2^depth, depth {values['depth']})"
         raise ValueError(f"size {size}: a {kind} takes multiples of {multiple}{why}")
+    if kind.startswith("resnet") and size < 8:  # its blocks reflect a quarter of it by one pixel
+        raise ValueError(f"size {size}: a {kind} needs 8 or more")
     n = values["d_layers"]
     if values["gan_weight"] > 0 and n > 0 and size // 2**n < 3:  # the last two layers take 1 each
         raise ValueError(

@@ -14,7 +14,10 @@ import html
 import io
 import json
 import logging
+import math
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,8 +34,8 @@ Rows = list[tuple[Tensor, Tensor, Tensor]]
 
 
 def picture(x: Tensor, lightness: Tensor | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 of a (c, h, w) tensor: Lab colours with their lightness, gray, or RGB."""
-    if lightness is not None and x.shape[0] == 2:
+    """(H, W, 3) uint8 of a (c, h, w) tensor: gray or RGB; with `lightness` the Lab colours to it."""
+    if lightness is not None:
         return colour.join(lightness, x)
     pixels = to_pixels(x)
     if pixels.shape[2] < 3:
@@ -40,16 +43,16 @@ def picture(x: Tensor, lightness: Tensor | None = None) -> np.ndarray:
     return pixels[:, :, :3]
 
 
-def triple(row: tuple[Tensor, Tensor, Tensor]) -> list[np.ndarray]:
-    """Input, output and truth as pictures."""
+def triple(row: tuple[Tensor, Tensor, Tensor], *, lab: bool) -> list[np.ndarray]:
+    """Input, output and truth as pictures; lab: they are lightness, and colours to it."""
     x, y, t = row
-    lightness = x if x.shape[0] == 1 else None
+    lightness = x if lab else None
     return [picture(x), picture(y, lightness), picture(t, lightness)]
 
 
-def grid(rows: Rows) -> np.ndarray:
+def grid(rows: Rows, *, lab: bool) -> np.ndarray:
     """(rows * H, 3 * W, 3) uint8: input, output, truth from left to right."""
-    return np.concatenate([np.concatenate(triple(row), axis=1) for row in rows], axis=0)
+    return np.concatenate([np.concatenate(triple(row, lab=lab), axis=1) for row in rows], axis=0)
 
 
 class Report:
@@ -62,11 +65,13 @@ class Report:
         total: int,
         per_step: int,
         *,
+        done: int = 0,
         quiet: bool = False,
         mute: bool = False,
     ) -> None:
         self.run, self.values, self.quiet, self.mute = run, values, quiet or mute, mute
         self.total, self.per_step = total, per_step  # steps of the run; pictures of one, all ranks
+        self.done = done  # steps before this start
         self.sums: dict[str, float] = {}
         self.counted, self.seconds, self.since = 0, 0.0, time.monotonic()
         self.board: Any = None
@@ -81,6 +86,8 @@ class Report:
             self.board = SummaryWriter(self.run / "tensorboard")
         except ImportError:
             LOG.warning("no TensorBoard logs: pip install tensorboard")
+        except OSError as error:
+            LOG.warning("no TensorBoard logs: %s", error)
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -93,8 +100,11 @@ class Report:
                 TextColumn("{task.fields[speed]:.1f} pictures/s"),
                 TimeRemainingColumn(),
                 console=console,
+                speed_estimate_period=600,  # of 30 seconds a slow machine's step leaves nothing
             )
-            self.task = self.progress.add_task("", total=self.total, epoch=0, losses="", speed=0.0)
+            self.task = self.progress.add_task(
+                "", total=self.total, completed=self.done, epoch=0, losses="", speed=0.0
+            )
             self.progress.start()
         return self
 
@@ -106,25 +116,44 @@ class Report:
     ) -> None:
         if self.progress:
             self.progress.stop()
-        if self.board:
-            self.board.close()
+        self._board(lambda board: board.close())
+
+    def _board(self, call: Callable[[Any], object]) -> None:
+        """`call` on TensorBoard, if there is one; a full disk costs it, not the run.
+
+        Its writer has a thread, whose trouble comes up at any later call: one warning, then none.
+        """
+        if not self.board:
+            return
+        try:
+            call(self.board)
+        except OSError as error:
+            LOG.warning("no TensorBoard logs from here on: %s", error)
+            self.board = None
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        self._board(lambda board: board.add_scalar(name, value, step))
 
     def event(self, event: str, **fields: Any) -> None:
         """One line of log.jsonl; a full disk costs the line, not the run."""
         if self.mute:
             return
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields})
+        whole = _strict({"event": event, "time": round(time.time(), 3), **fields})
+        line = json.dumps(whole, allow_nan=False)
         try:
-            with (self.run / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with (self.run / "log.jsonl").open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # half a line, of a disk that was full
+                        line = "\n" + line
+                file.write(f"{line}\n".encode())
         except OSError as error:
             LOG.warning("cannot write the log: %s", error)
         if event != "evaluate":
             return
         figures = {name: fields[name] for name in ("l1", "psnr", "ssim")}
-        if self.board:
-            for name, value in figures.items():
-                self.board.add_scalar(f"held_out/{name}", value, fields["epoch"])
+        for name, value in figures.items():
+            self._scalar(f"held_out/{name}", value, fields["epoch"])
         if not self.quiet and not self.progress:
             LOG.info("epoch %d, held out: %s", fields["epoch"], _shown(figures))
 
@@ -133,12 +162,14 @@ class Report:
         self.since = time.monotonic()
 
     def step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float) -> None:
-        """Adds to the means; every `log_every` steps they are logged and shown."""
+        """Moves the bar and adds to the means; every `log_every` steps they are logged and shown."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
         now = time.monotonic()
         self.seconds, self.since = self.seconds + now - self.since, now
         self.counted += 1
+        if self.progress:
+            self.progress.update(self.task, completed=step, epoch=epoch + 1)
         if self.counted < self.values["log_every"]:
             return
         means = {name: value / self.counted for name, value in self.sums.items()}
@@ -148,15 +179,12 @@ class Report:
         self.event(
             "steps", step=step, epoch=epoch, rate=rate, per_second=round(speed, 3), **rounded
         )
-        if self.board:
-            for name, value in means.items():
-                self.board.add_scalar(f"loss/{name}", value, step)
-            self.board.add_scalar("speed/pictures_per_second", speed, step)
-            self.board.add_scalar("rate", rate, step)
+        for name, value in means.items():
+            self._scalar(f"loss/{name}", value, step)
+        self._scalar("speed/pictures_per_second", speed, step)
+        self._scalar("rate", rate, step)
         if self.progress:
-            self.progress.update(
-                self.task, completed=step, epoch=epoch + 1, losses=_shown(means), speed=speed
-            )
+            self.progress.update(self.task, losses=_shown(means), speed=speed)
         elif not self.quiet:
             LOG.info(
                 "epoch %d, step %d of %d: %s, %.1f pictures/s",
@@ -167,9 +195,8 @@ class Report:
         """Writes the grid and the gallery; a full disk costs the pictures, not the run."""
         if self.mute or not rows:
             return
-        pixels = grid(rows)
-        if self.board:
-            self.board.add_image("held_out", pixels, epoch, dataformats="HWC")
+        pixels = grid(rows, lab=colour.is_lab(self.values))
+        self._board(lambda board: board.add_image("held_out", pixels, epoch, dataformats="HWC"))
         try:
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
@@ -182,6 +209,15 @@ class Report:
             LOG.warning("cannot write the pictures: %s", error)
 
 
+def _strict(value: Any) -> Any:
+    """`value` with null for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: _strict(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _shown(figures: dict[str, float]) -> str:
     return " ".join(f"{name} {value:.3f}" for name, value in figures.items())
 
@@ -192,7 +228,8 @@ def _write(file: Any, text: str) -> None:
 
 def gallery(run: Path, values: dict[str, Any], most: int = 12) -> str:
     """The page, one row per held-out pair: input, truth, its output after up to `most` epochs."""
-    grids = sorted((run / "samples").glob("*.png"))
+    grids = [path for path in (run / "samples").glob("*.png") if path.stem.isdecimal()]
+    grids.sort(key=lambda path: int(path.stem))
     sizes = [_size(path) for path in grids]
     # the held-out pictures changed since: grids of another shape have other rows
     grids = [path for path, size in zip(grids, sizes, strict=True) if size == sizes[-1]]

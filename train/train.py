@@ -69,6 +69,8 @@ def train(
     trainer. Raises DataError, StateError, TrainingStopped, KeyboardInterrupt (after saving).
     """
     run = Path(run)
+    if values["epochs"] + values["decay_epochs"] == 0:
+        raise ValueError("epochs and decay_epochs are 0: nothing to train; set one to 1 or more")
     device = distributed.start(device)
     last, best = run / "last.pt", run / "best.pt"
     saved = None
@@ -100,15 +102,28 @@ def train(
             change = {"step": trainer.step_count, "pairs": len(pairs), "data_digest": digest}
             history.setdefault("data_changes", []).append(change)
     run.mkdir(parents=True, exist_ok=True)
-    if distributed.rank() == 0:
-        text = json.dumps(files).encode()
-        state.write_atomically(run / "data.json", lambda file: file.write(text))
+    listed = False  # data.json tells of the data in last.pt: a change waits for the first save
+
+    def list_files() -> None:
+        nonlocal listed
+        if not listed and distributed.rank() == 0:
+            text = json.dumps(files).encode()
+            state.write_atomically(run / "data.json", lambda file: file.write(text))
+        listed = True
+
+    if saved is None or saved["data_digest"] == digest:
+        list_files()
     # the epoch and its first step: with changed data they do not follow from the step
     whole_epochs = trainer.step_count // per_epoch
     epoch, first = history.setdefault("epoch", [whole_epochs, whole_epochs * per_epoch])
     total = first + (epochs - epoch) * per_epoch
     per_step = values["batch"] * values["accumulate"] * world
-    report = Report(run, values, total, per_step, quiet=quiet, mute=distributed.rank() > 0)
+    report = Report(
+        *(run, values, total, per_step),
+        done=trainer.step_count,
+        quiet=quiet,
+        mute=distributed.rank() > 0,
+    )
     origin = {
         "command": sys.argv,
         "pairs": len(pairs),
@@ -124,7 +139,7 @@ def train(
     before: list[str] = []  # the pairs of the last step
 
     def stopped(culprits: list[str], why: object) -> TrainingStopped:
-        message = f"step {trainer.step_count}, {', '.join(culprits)}: {why}"
+        message = f"{', '.join([f'step {trainer.step_count}', *dict.fromkeys(culprits)])}: {why}"
         report.event("stopped", message=message)
         kept = f"; the last good state is {last}" if last.exists() else ""
         return TrainingStopped(message + kept)
@@ -136,6 +151,7 @@ def train(
         whole = {**trainer.state_dict(), "history": history, "data_digest": digest}
         if distributed.rank() == 0:
             state.save(path, whole)
+        list_files()
 
     def enough() -> bool:
         return max_steps > 0 and trainer.step_count >= max_steps
@@ -151,6 +167,9 @@ def train(
             save(last)  # the new figures too: a resumed run compares with the best of them
 
     with report, interruptions() as interrupted:
+        unseen = values["evaluate_every"] > 0 and history["metrics"].get("epoch") != epoch
+        if saved and held and epoch >= epochs and unseen:  # killed before its last look
+            save_and_look(epoch, final=True)
         while epoch < epochs and not enough():
             rate = learning_rate(values, epoch)
             trainer.set_learning_rate(rate)
@@ -170,8 +189,10 @@ def train(
                 try:
                     losses = trainer.step(batches)
                 except TrainingStopped as error:
-                    culprits = names if trainer.is_finite() else before  # a gradient overflowed
-                    raise stopped(culprits, error) from None
+                    culprits = names
+                    if not trainer.is_finite():  # a gradient overflowed, D's maybe in this step
+                        culprits = before + names if trainer.d_moved else before
+                    raise stopped(culprits or names, error) from None
                 before = names
                 report.step(trainer.step_count, epoch, losses, rate)
                 if values["save_every"] and trainer.step_count % values["save_every"] == 0:
@@ -211,12 +232,25 @@ def epoch_batches(
     )
     batches: list[Batch] = []
     names: list[str] = []
-    for x, t, index in loader:
+    for x, t, index in plainly(loader):
         batches.append((x, t))
         names += [pairs.name(int(i)) for i in index]
         if len(batches) == values["accumulate"]:
             yield batches, names
             batches, names = [], []
+
+
+def plainly(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's batches; a DataError from a worker says what it would say without workers.
+
+    PyTorch raises it anew with the worker's whole traceback as its message.
+    """
+    try:
+        yield from loader
+    except DataError as error:
+        if not loader.num_workers:
+            raise
+        raise DataError(str(error).rstrip().rpartition("DataError: ")[2]) from None
 
 
 def look(
@@ -230,7 +264,8 @@ def look(
 ) -> bool:
     """Grid and figures of the held-out pairs when due; whether their L1 is the best so far.
 
-    A picture that cannot be read costs this look, with a warning that names it, not the run.
+    A picture that cannot be read or is not finite costs this look, with a warning that names it,
+    not the run. Figures that are not finite would beat all others for ever.
     """
     values = trainer.values
 
@@ -243,6 +278,8 @@ def look(
         if not due("evaluate_every"):
             return False
         metrics = evaluate(trainer, held, values["evaluate_count"])
+        if not all(math.isfinite(value) for value in metrics.values()):
+            raise DataError(f"figures that are not finite: {metrics}")
     except DataError as error:
         LOG.warning("no held-out figures after epoch %d: %s", epoch, error)
         report.event("held_out_trouble", epoch=epoch, message=str(error))
@@ -266,7 +303,7 @@ def sample(trainer: Trainer, held: Pairs, count: int = 8) -> list[tuple[Tensor, 
 
 def evaluate(trainer: Trainer, held: Pairs, count: int) -> dict[str, float]:
     """Held-out figures of the first `count` pairs; of a colorization as RGB, as people see it."""
-    lab = trainer.values["data_form"] == "colorization" and trainer.values["out_channels"] == 2
+    lab = colour.is_lab(trainer.values)
 
     def outputs() -> Iterator[tuple[Tensor, Tensor]]:
         for index in range(min(count, len(held))):
@@ -278,7 +315,9 @@ def evaluate(trainer: Trainer, held: Pairs, count: int) -> dict[str, float]:
 
 
 def difference(stored: Path, files: dict[str, int]) -> str:
-    """Which files are new, gone or of another size than the list `stored` says; "" without it."""
+    """Which files are new, gone or of another size than the list `stored` says; "" without it, and
+    where it says the same.
+    """
     try:
         old: dict[str, int] = json.loads(stored.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -288,11 +327,12 @@ def difference(stored: Path, files: dict[str, int]) -> str:
         "gone": sorted(old.keys() - files.keys()),
         "of another size": sorted(n for n in files.keys() & old.keys() if files[n] != old[n]),
     }
-    return ": " + "; ".join(
+    told = "; ".join(
         f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' * (len(names) > 5)})"
         for kind, names in kinds.items()
         if names
     )
+    return told and f": {told}"
 
 
 def refuse_changes(stored: dict[str, Any], values: dict[str, Any]) -> None:
@@ -336,6 +376,10 @@ def interruptions() -> Iterator[Any]:
 
 
 def read_log(run: Path | str) -> list[dict[str, Any]]:
-    """The run's log.jsonl as a list of events."""
-    lines = (Path(run) / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """The run's log.jsonl as a list of events, without lines that a full disk cut."""
+    lines = (Path(run) / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    events = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            events.append(json.loads(line))
+    return events

@@ -33,6 +33,7 @@ class Trainer:
         self.values, self.device = values, torch.device(device)
         self.objective = Objective.from_values(values)
         self.step_count = 0
+        self.d_moved = False  # in the step under way
         torch.manual_seed(values["seed"])
         self.g = self._place(networks.make_generator(values))
         self.d: nn.Module | None = None
@@ -91,6 +92,7 @@ class Trainer:
             for name, value in parts.items():
                 total[name] = total.get(name, 0.0) + value.detach() * share
 
+        self.d_moved = False
         fakes = []
         for x, _ in batches:
             with self.autocast():
@@ -106,6 +108,7 @@ class Trainer:
                 self.scaler_d.scale(loss * share).backward()
             distributed.average_gradients(self.d)
             self._move(self.opt_d, self.scaler_d, "D")
+            self.d_moved = True
             self.d.requires_grad_(False)  # G's step needs only D's input gradient
         self.opt_g.zero_grad(set_to_none=True)
         for (x, t), fake in zip(batches, fakes, strict=True):

@@ -89,17 +89,19 @@ def evaluate(
     """
     for path in filter(None, (out, plot)):
         refuse_existing(path, overwrite)
+        if not Path(path).parent.is_dir():  # the measures may take hours
+            raise FileNotFoundError(f"{plain(path)}: its folder does not exist; make it first")
     measure = _training("evaluation.compare")
     with steps_bar("evaluate") as progress:
         ends = endings.split(",") if endings else ()
         record, figure = measure.compare(
             results, truths, endings=ends, progress=progress, **options
         )
+    click.echo(measure.table(record))  # first: whatever writing meets, the figures are there
     if out:
         _write(out, json.dumps(record, indent=1) + "\n")
     if plot:
         _write(plot, figure)
-    click.echo(measure.table(record))
 
 
 def _write(target: str, text: str) -> None:

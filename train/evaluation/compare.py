@@ -66,7 +66,10 @@ def compare(
         pair = [folders.read(path) for path in paths[:2]]
         folders.same_size(*zip(paths, pair, strict=False))
         y, t = (data.to_tensor(picture) for picture in pair)
-        each[name] = pixel_metrics([(y, t)])
+        try:
+            each[name] = pixel_metrics([(y, t)])
+        except data.DataError as error:
+            raise data.DataError(f"{paths[0]}: {error}") from None
         if judge:
             each[name]["lpips"] = nets.perceptual(judge, *pair)
         for histograms, picture in zip(seen, pair, strict=True):

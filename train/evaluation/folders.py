@@ -47,6 +47,7 @@ def match(folders: Sequence[Path | str], endings: Sequence[str] = ()) -> dict[st
 def read(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 sRGB of any picture that training reads; gray becomes three equal channels."""
     array = data.to_channels(data.read_picture(path), 3, path)
+    data.refuse_not_finite(array, path)
     return array if array.dtype == np.uint8 else data.to_pixels(data.to_tensor(array))
 
 

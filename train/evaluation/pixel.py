@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
+from pix2pix_fast.train.data import DataError
 from torch import Tensor
 
 NAMES = ("l1", "psnr", "ssim")
+SMALLEST = 6  # SSIM's window of 11 pixels reflects 5 of a picture's at each border
 
 
 def pixel_metrics(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -19,6 +20,7 @@ def pixel_metrics(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     (-1..1).
 
     Each picture counts the same; a PSNR is capped at 100 dB, so that one perfect picture is finite.
+    DataError for pictures smaller than SSIM's window allows.
     """
     from torchmetrics.functional.image import (
         peak_signal_noise_ratio,
@@ -28,9 +30,14 @@ def pixel_metrics(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     sums, count = dict.fromkeys(NAMES, 0.0), 0
     for output, truth in pairs:
         y, t = ((v.detach().float().clamp(-1, 1)[None] + 1) / 2 for v in (output, truth))
+        if min(y.shape[2:]) < SMALLEST:
+            raise DataError(
+                f"{y.shape[2]}x{y.shape[3]} (height x width), but SSIM's window needs "
+                f"{SMALLEST} pixels each way"
+            )
         psnr = peak_signal_noise_ratio(y, t, data_range=1.0)
         sums["l1"] += (y - t).abs().mean().item()
-        sums["psnr"] += min(psnr.item(), 100.0) if torch.isfinite(psnr) else 100.0
+        sums["psnr"] += min(psnr.item(), 100.0)  # NaN stays NaN: no picture is perfect by it
         sums["ssim"] += float(structural_similarity_index_measure(y, t, data_range=1.0))
         count += 1
     if not count:
