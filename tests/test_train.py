@@ -803,6 +803,7 @@ def test_the_command(facades, tmp_path):
     assert refused.exit_code == 1 and "--resume continues it" in refused.stderr
     resumed = runner.invoke(command, [*arguments, "--resume", "--set", "log_every=1"])
     assert resumed.exit_code == 0
+    assert "5 steps done; a model of them: " in resumed.stdout
     assert "epoch 1, step 3 of 5: d_fake" in resumed.stderr and "pictures/s" in resumed.stderr
     assert "epoch 1, held out: l1" in resumed.stderr
     assert read_log(tmp_path / "run")[-1]["step"] == 5  # one epoch of five pairs
@@ -824,6 +825,15 @@ def test_an_early_interruption_does_not_claim_a_state(pairs, tmp_path, monkeypat
 
 
 # ---- devices ----
+
+
+@pytest.mark.parametrize(("rooms", "warned"), [(["scalar", "avx2"], True), (["avx512bf16"], False)])
+def test_emulated_bfloat16_is_not_silently_slow(pairs, tmp_path, monkeypatch, caplog, rooms, warned):
+    monkeypatch.setattr(loop.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(loop._core, "cpu", lambda: {"runnable": rooms})
+    with caplog.at_level("WARNING", "pix2pix_fast.train"):
+        train(tiny(precision="bf16"), pairs, tmp_path / "run", max_steps=1, device="cpu", quiet=True)
+    assert ("no bfloat16 instructions" in caplog.text) == warned
 
 
 @pytest.mark.parametrize("device", ["foo", "mps", "meta"])

@@ -63,6 +63,7 @@ def train(
     DATA holds train/ and val/ (or test/). Ctrl-C saves and stops; --resume goes on.
     """
     import torch
+    from pix2pix_fast.train import distributed
     from pix2pix_fast.train.state import StateError
     from pix2pix_fast.train.train import train as run_training
     from pix2pix_fast.train.trainer import TrainingStopped
@@ -93,7 +94,7 @@ def train(
         except ValueError as error:
             raise click.UsageError(str(error)) from None
         steps = max_steps or (SMOKE_STEPS if smoke else 0)
-        run_training(
+        trainer = run_training(
             values,
             data,
             run,
@@ -102,6 +103,9 @@ def train(
             device=device,
             max_steps=steps,
         )
+        if distributed.rank() == 0:
+            way_out = f"python -m pix2pix_fast.train.export {run} NAME.safetensors"
+            click.echo(f"{trainer.step_count} steps done; a model of them: {way_out}")
     except KeyboardInterrupt:
         state = Path(run) / "last.pt"
         kept = f"{state} is complete, --resume goes on" if state.exists() else "nothing was saved"

@@ -33,6 +33,8 @@ from pix2pix_fast.train.trainer import Batch, Trainer, TrainingStopped
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pix2pix_fast import _core
+
 LOG = logging.getLogger("pix2pix_fast.train")
 
 
@@ -72,6 +74,11 @@ def train(
     if values["epochs"] + values["decay_epochs"] == 0:
         raise ValueError("epochs and decay_epochs are 0: nothing to train; set one to 1 or more")
     device = distributed.start(device)
+    if values["precision"] == "bf16" and device == "cpu" and not _has_bf16():
+        LOG.warning(
+            "this CPU has no bfloat16 instructions: precision=bf16 is several times slower here "
+            "than --set precision=f32"
+        )
     last, best = run / "last.pt", run / "best.pt"
     saved = None
     if resume:
@@ -211,6 +218,11 @@ def train(
             report.event("epoch", epoch=epoch, step=trainer.step_count, seconds=history["seconds"])
         report.event("end", step=trainer.step_count, seconds=history["seconds"])
     return trainer
+
+
+def _has_bf16() -> bool:
+    """False for a CPU on which PyTorch is known to emulate bfloat16."""
+    return platform.machine() not in ("x86_64", "AMD64") or "avx512bf16" in _core.cpu()["runnable"]
 
 
 def epoch_batches(
