@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -125,8 +127,8 @@ def take(image: Any, ci: int, layout: Layout | None = None) -> Picture:
 def open_picture(source: Any) -> Image.Image:
     """Open and decode a picture file (path, or its bytes) as an upright PIL image.
 
-    Errors: OSError when the file cannot be read; ValueError for a URL, another format, a damaged
-    file, more than 64 megapixels.
+    Errors: OSError when the file cannot be read; ValueError for a URL, a pipe or device, another
+    format, a damaged file, more than 64 megapixels.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -140,13 +142,12 @@ def open_picture(source: Any) -> Image.Image:
                 f"image: expected a picture file, got the folder {name!r}; "
                 "`pix2pix-fast translate` takes folders"
             )
-        stream: Any = name
     else:
-        from io import BytesIO
-
-        name, stream = f"{len(source)} bytes", BytesIO(source)
+        name = f"{len(source)} bytes"
     try:
-        with Image.open(stream, formats=FORMATS) as image:
+        # Never by its path: Pillow then maps what is not compressed, and a file that is rewritten
+        # changes the picture or kills the process; mapped TIFFs that are turned come out scrambled.
+        with _stream(source) as stream, Image.open(stream, formats=FORMATS) as image:
             check_size(image.height, image.width)
             return _upright(image)
     except UnidentifiedImageError:
@@ -163,6 +164,21 @@ def open_picture(source: Any) -> Image.Image:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the file system's word: no such file, no permission
         raise ValueError(f"image: {name}: damaged: {error}") from error
+
+
+def _stream(source: Any) -> BinaryIO:
+    """The bytes of a picture to read; ValueError for a path that is no regular file."""
+    if not isinstance(source, (str, os.PathLike)):
+        return BytesIO(source)
+
+    def opener(name: str, flags: int) -> int:  # without O_NONBLOCK a FIFO would wait for a writer
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    stream = open(os.fsdecode(source), "rb", opener=opener)  # noqa: SIM115, PTH123
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise ValueError("expected a regular file, got a pipe or device; pass the bytes that it gives")
+    return stream
 
 
 def refuse_url(argument: str, name: str) -> None:

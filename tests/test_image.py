@@ -7,6 +7,7 @@ another road and must get the same result, in the kind, dtype and axis order it 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -485,6 +486,39 @@ def test_damaged_exif_is_no_reason_to_refuse(engine: Engine, tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_a_picture_keeps_nothing_of_its_file(tmp_path: Path) -> None:
+    """Pillow maps uncompressed files that it opens by path: a file cut short then was a SIGBUS."""
+    for suffix in ("bmp", "tif", "ppm"):
+        path, want = tmp_path / f"a.{suffix}", noise((16, 16))
+        Image.fromarray(want).save(path)
+        picture = images.open_picture(path)
+        with path.open("r+b") as file:  # in place, as a camera's program rewrites it
+            file.write(bytes(path.stat().st_size))
+        np.testing.assert_array_equal(np.asarray(picture), want, suffix)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16"])
+@pytest.mark.parametrize("turn", [5, 6, 8])
+def test_turned_tiffs_are_the_same_from_a_path(tmp_path: Path, mode: str, turn: int) -> None:
+    path = tmp_path / "a.tif"
+    levels = noise((9, 14, 4)) if mode == "CMYK" else noise((9, 14))
+    if mode == "I;16":
+        levels = levels.astype(np.uint16) * 257
+    picture = Image.fromarray(levels, None if mode == "I;16" else mode)
+    if mode == "P":
+        picture.putpalette(bytes(range(256)) * 3)
+    picture.save(path, tiffinfo={0x0112: turn})
+    back = {5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 8: np.rot90}[turn]
+    np.testing.assert_array_equal(np.asarray(images.open_picture(path)), back(levels))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_is_refused_without_waiting(engine: Engine, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.png: expected a regular file, got a pipe"):
+        engine.translate(tmp_path / "a.png")
+
+
 def test_mutated_files_fail_cleanly(engine: Engine) -> None:
     """Cut and flipped files of every format: a picture, or ValueError; nothing else."""
     rng = np.random.default_rng(3)
