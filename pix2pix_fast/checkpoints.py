@@ -472,8 +472,12 @@ def _check_zip(stream: BinaryIO, where: str) -> None:
     except Exception as error:  # zipfile leaks several kinds
         raise ModelFormatError(f"{where}: broken zip: {show(str(error))}") from None
     names = [info.filename for info in infos]
-    if len(set(names)) != len(names):
+    if len({name.lower() for name in names}) != len(names):  # torch's reader ignores the case
         raise ModelFormatError(f"{where}: zip: an entry occurs twice")
+    if any(info.filename != info.orig_filename for info in infos):
+        raise ModelFormatError(f"{where}: zip: an entry's name has a NUL character")
+    if len({name.partition("/")[0] for name in names}) > 1:  # torch takes the first one's
+        raise ModelFormatError(f"{where}: zip: its entries lie in several folders, expected one")
     for info in infos:
         entry = f"{where}: zip entry {show(info.filename)}"
         if info.flag_bits & 1:
@@ -483,7 +487,7 @@ def _check_zip(stream: BinaryIO, where: str) -> None:
                 f"{entry} is compressed to {info.compress_size} of {info.file_size} bytes; "
                 "torch.save stores"
             )
-        if info.filename.endswith("data.pkl") and info.file_size > MAX_PICKLE_BYTES:
+        if info.filename.lower().endswith("data.pkl") and info.file_size > MAX_PICKLE_BYTES:
             raise ModelFormatError(
                 f"{entry} has {info.file_size} bytes, at most {MAX_PICKLE_BYTES} are accepted"
             )
@@ -505,17 +509,28 @@ def _check_zip_end(stream: BinaryIO, where: str) -> int:
         raise ModelFormatError(
             f"{where}: zip without its end record in the last 22 bytes: cut short?"
         )
-    entries, length = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
+    place = size - 22  # of the end record, the 64-bit one where there is one
+    entries, length, begin = (
+        int.from_bytes(end[a:b], "little") for a, b in ((10, 12), (12, 16), (16, 20))
+    )
     if tail[:4] == b"PK\x06\x07":  # torch always adds the 64-bit end record
-        stream.seek(min(size, int.from_bytes(tail[8:16], "little")))
+        place = size - 98
+        stream.seek(max(0, place))
         wide = stream.read(56)
-        if wide[:4] != b"PK\x06\x06":
-            raise ModelFormatError(f"{where}: zip: its 64-bit end record is missing")
-        entries = int.from_bytes(wide[32:40], "little")
-        length = int.from_bytes(wide[40:48], "little")
+        if wide[:4] != b"PK\x06\x06" or int.from_bytes(tail[8:16], "little") != place:
+            raise ModelFormatError(f"{where}: zip: its 64-bit end record is not where it must be")
+        entries, length, begin = (
+            int.from_bytes(wide[a : a + 8], "little") for a in (32, 40, 48)
+        )
     if entries > MAX_ENTRIES or length > MAX_DIRECTORY_BYTES:
         raise ModelFormatError(
             f"{where}: zip with {entries} entries in a directory of {length} bytes, at most "
             f"{MAX_ENTRIES} in {MAX_DIRECTORY_BYTES} are accepted"
+        )
+    # zipfile looks just before the end record, torch where the record says: both must be one place
+    if begin + length != place:
+        raise ModelFormatError(
+            f"{where}: zip: its directory of {length} bytes at {begin} does not end at its end "
+            f"record, which is at {place}"
         )
     return size

@@ -946,6 +946,17 @@ def overlapping() -> bytes:
     return data[:place] + many + tail
 
 
+def two_directories() -> bytes:
+    """The end record names a directory of deflated entries; just before it stands a harmless one."""
+    bomb = zip_bytes({"a/data.pkl": b".", "a/data/0": BIG}, zipfile.ZIP_DEFLATED)
+    tame = zip_bytes({"a/data.pkl": b".", "a/data/0": b"."})
+    (place, end), (first, last) = (
+        (data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")) for data in (bomb, tame)
+    )
+    directory = tame[first:last]
+    return bomb[:end] + directory + bomb[end : end + 12] + struct.pack("<IIH", len(directory), place, 0)
+
+
 BIG = bytes(64 << 20)
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "deflate": (lambda: zip_bytes({"a/data.pkl": b".", "a/data/0": BIG}, zipfile.ZIP_DEFLATED), "is compressed"),
@@ -961,6 +972,12 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "entry twice": (
         lambda: zip_bytes({"a/data.pkl": b".", "a/data.pkX": b"."}).replace(b"pkX", b"pkl"), "occurs twice"),
     "comment hides the end": (lambda: zip_bytes({"a/data.pkl": b"."}) + bytes(500), "end record"),
+    "two directories": (two_directories, "does not end at its end record"),
+    "two 64-bit ends": (
+        lambda: zip64_end(zip_bytes({"a/data.pkl": b"."}), 1, 100, at=4), "64-bit end record is not where"),
+    "case": (lambda: zip_bytes({"a/data.pkl": b".", "a/DATA.pkl": b"."}), "occurs twice"),
+    "huge pickle in capitals": (lambda: zip_bytes({"a/DATA.PKL": bytes(2 << 20)}), "at most 1048576"),
+    "two folders": (lambda: zip_bytes({"a/data.pkl": b".", "b/data.pkl": b"."}), "in several folders"),
     "cut": (lambda: zip_bytes({"a/data.pkl": b"." * 99})[:-30], "end record"),
     "encrypted": (lambda: _flag(zip_bytes({"a/data.pkl": b"."}), 1), "is encrypted"),
     "program": (lambda: zip_bytes({"a/data.pkl": b".", "a/code/x.py": b"pass"}), "a TorchScript program"),
@@ -974,9 +991,9 @@ def _flag(data: bytes, bit: int) -> bytes:
     return data[: place + 8] + struct.pack("<H", bit) + data[place + 10 :]
 
 
-def zip64_end(data: bytes, entries: int, size: int) -> bytes:
+def zip64_end(data: bytes, entries: int, size: int, at: int = -1) -> bytes:
     wide = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, entries, entries, size, 0)
-    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, len(data) - 22, 1)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, len(data) - 22 if at < 0 else at, 1)
     return data[:-22] + wide + locator + data[-22:]
 
 
