@@ -3,7 +3,7 @@
 `read` looks at what a file holds, not at its suffix, infers the architecture from the tensors,
 says aloud (logger "pix2pix_fast", INFO) and in the card what it inferred, and refuses by name what
 is not a U-Net of the method. Reading never runs code from a file: torch pickles go through
-torch.load(weights_only=True) and nothing else. TensorFlow's formats are in tfjs.py and pict.py.
+torchfile.py and nothing else. TensorFlow's formats are in tfjs.py and pict.py.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import importlib
 import logging
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
-from . import pict, tfjs
+from . import pict, tfjs, torchfile
 from .architecture import Architecture
 from .errors import BackendUnavailable, ModelFormatError
 from .model import Model, StoredTensors, check_values, is_ours, load, packaged, save
@@ -27,10 +26,6 @@ from .tensorfile import Array, Header, Shape, open_file, read_header, read_raw, 
 
 log = logging.getLogger("pix2pix_fast")
 
-TORCH_FLOOR = (2, 10)  # CVE-2025-32434 and CVE-2026-24747 broke the safe loading of older ones
-MAX_PICKLE_BYTES = 1 << 20  # of one zip checkpoint; a U-Net's takes 20 KB
-MAX_DIRECTORY_BYTES = 1 << 20  # of a zip; a U-Net's takes 10 KB
-MAX_ENTRIES = 8192
 MOST_BLOCKS = 8  # inside each other, of a U-Net of 9 levels
 
 KNOWN = (
@@ -73,10 +68,10 @@ def read(path: str | os.PathLike[str]) -> Model:
             header = read_header(stream, where)
             if not is_ours(header):
                 return _told(_read_safetensors(stream, header, where), where)
-        elif start.startswith(b"PK\x03\x04"):
-            return _told(_read_torch(stream, where, archive=True), where)
-        elif len(start) > 9 and start[0] == 0x80 and 2 <= start[1] <= 5:
-            return _told(_read_torch(stream, where, archive=False), where)
+        elif start.startswith(b"PK\x03\x04") or (
+            len(start) > 9 and start[0] == 0x80 and 2 <= start[1] <= 5
+        ):
+            return _told(_read_torch(stream, where), where)
         elif start.lstrip()[:1] == b"{" and Path(path).suffix == ".json":
             return _told(tfjs.read_tfjs(Path(path), where), where)
         elif start[4:6] in (b"[{", b"[ ", b"[\n"):
@@ -98,8 +93,15 @@ def _read_run(folder: Path) -> Model:
     try:
         model: Model = export.to_model(folder)
         return model
+    except (OSError, MemoryError, BackendUnavailable):
+        raise
     except (state.StateError, ValueError) as error:
         raise ModelFormatError(f"{folder}: {error}") from error
+    except Exception as error:  # its values are a stranger's, and torch has many words for that
+        why = show(str(error).partition("\n")[0])
+        raise ModelFormatError(
+            f"{folder}: {RUN_STATE} is no state of our training: {type(error).__name__}: {why}"
+        ) from error
 
 
 def convert(
@@ -368,20 +370,8 @@ def _read_safetensors(stream: BinaryIO, header: Header, where: str) -> Model:
 # -- torch -----------------------------------------------------------------------------------------
 
 
-def _read_torch(stream: BinaryIO, where: str, *, archive: bool) -> Model:
-    if archive:
-        _check_zip(stream, where)
-    torch = _torch(where)
-    stream.seek(0)
-    try:
-        value = torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # pickle's own class cannot be named here: pickle is never imported
-        raise ModelFormatError(
-            f"{where}: torch.load(weights_only=True) refuses it ({_reason(error)}); "
-            "there is no other way to read it here"
-        ) from None
+def _read_torch(stream: BinaryIO, where: str) -> Model:
+    value, torch = torchfile.load(stream, where), torchfile.torch_of(where)
     state = _unwrap(value, torch, where)
     found = infer({name: tuple(tensor.shape) for name, tensor in state.items()}, where)
     for name in found.names.values():
@@ -392,39 +382,6 @@ def _read_torch(stream: BinaryIO, where: str, *, archive: bool) -> Model:
         return array
 
     return _model(found, get, "junyanz's state dict (.pth)", where)
-
-
-def _torch(where: str) -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise BackendUnavailable(
-            f"{where}: a .pth file needs torch 2.10 or newer: pip install 'pix2pix_fast[train]'"
-        ) from None
-    version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
-    if version < TORCH_FLOOR:
-        raise BackendUnavailable(
-            f"{where}: a .pth file needs torch 2.10 or newer (safe loading was repaired), found "
-            f"{torch.__version__}: pip install 'pix2pix_fast[train]'"
-        )
-    return torch
-
-
-def _reason(error: Exception) -> str:
-    """torch's own words, without its advice to load unsafely."""
-    text = str(error)
-    for pattern in (
-        r"(?:Unsupported global: )?GLOBAL (\S+) was not an allowed global",
-        r"(Unsupported \w+ [^.\n]*)",
-        r"(Trying to [^.\n]*)",
-        r"(\S+ whose module \S+ is blocked)",
-    ):
-        if match := re.search(pattern, text):
-            found = match[1]
-            return f"it calls {show(found)}" if pattern.startswith("(?:Uns") else show(found)
-    if "Weights only load failed" in text:
-        return "its pickle is broken or asks for more than weights"
-    return show(text.splitlines()[0] if text else type(error).__name__)
 
 
 def _unwrap(value: Any, torch: Any, where: str) -> dict[str, Any]:
@@ -458,79 +415,3 @@ def _check_tensor(tensor: Any, torch: Any, where: str) -> None:
     # a stride of 0 would let a few bytes pose as gigabytes
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ModelFormatError(f"{where}: its shape {tuple(tensor.shape)} is larger than its data")
-
-
-def _check_zip(stream: BinaryIO, where: str) -> None:
-    """Refuse, before anything is inflated or torch imported, a zip that torch.save did not write.
-
-    torch stores its records uncompressed, so the bytes unpacked can be no more than the file.
-    """
-    size = _check_zip_end(stream, where)
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            infos = archive.infolist()
-    except Exception as error:  # zipfile leaks several kinds
-        raise ModelFormatError(f"{where}: broken zip: {show(str(error))}") from None
-    names = [info.filename for info in infos]
-    if len({name.lower() for name in names}) != len(names):  # torch's reader ignores the case
-        raise ModelFormatError(f"{where}: zip: an entry occurs twice")
-    if any(info.filename != info.orig_filename for info in infos):
-        raise ModelFormatError(f"{where}: zip: an entry's name has a NUL character")
-    if len({name.partition("/")[0] for name in names}) > 1:  # torch takes the first one's
-        raise ModelFormatError(f"{where}: zip: its entries lie in several folders, expected one")
-    for info in infos:
-        entry = f"{where}: zip entry {show(info.filename)}"
-        if info.flag_bits & 1:
-            raise ModelFormatError(f"{entry} is encrypted")
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise ModelFormatError(
-                f"{entry} is compressed to {info.compress_size} of {info.file_size} bytes; "
-                "torch.save stores"
-            )
-        if info.filename.lower().endswith("data.pkl") and info.file_size > MAX_PICKLE_BYTES:
-            raise ModelFormatError(
-                f"{entry} has {info.file_size} bytes, at most {MAX_PICKLE_BYTES} are accepted"
-            )
-    if sum(info.file_size for info in infos) > size:
-        raise ModelFormatError(f"{where}: zip: its entries overlap")
-    if any("/code/" in name for name in names):
-        raise ModelFormatError(f"{where}: is a TorchScript program, expected a state dict")
-    if not any(re.fullmatch(r"[^/]+/data\.pkl", name) for name in names):
-        raise ModelFormatError(f"{where}: is a zip without */data.pkl: torch.save did not write it")
-
-
-def _check_zip_end(stream: BinaryIO, where: str) -> int:
-    """Bound the directory before zipfile makes an object of each entry; return the file's size."""
-    size = stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, size - 42))
-    tail = stream.read(42)
-    end = tail[-22:]
-    if end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
-        raise ModelFormatError(
-            f"{where}: zip without its end record in the last 22 bytes: cut short?"
-        )
-    place = size - 22  # of the end record, the 64-bit one where there is one
-    entries, length, begin = (
-        int.from_bytes(end[a:b], "little") for a, b in ((10, 12), (12, 16), (16, 20))
-    )
-    if tail[:4] == b"PK\x06\x07":  # torch always adds the 64-bit end record
-        place = size - 98
-        stream.seek(max(0, place))
-        wide = stream.read(56)
-        if wide[:4] != b"PK\x06\x06" or int.from_bytes(tail[8:16], "little") != place:
-            raise ModelFormatError(f"{where}: zip: its 64-bit end record is not where it must be")
-        entries, length, begin = (
-            int.from_bytes(wide[a : a + 8], "little") for a in (32, 40, 48)
-        )
-    if entries > MAX_ENTRIES or length > MAX_DIRECTORY_BYTES:
-        raise ModelFormatError(
-            f"{where}: zip with {entries} entries in a directory of {length} bytes, at most "
-            f"{MAX_ENTRIES} in {MAX_DIRECTORY_BYTES} are accepted"
-        )
-    # zipfile looks just before the end record, torch where the record says: both must be one place
-    if begin + length != place:
-        raise ModelFormatError(
-            f"{where}: zip: its directory of {length} bytes at {begin} does not end at its end "
-            f"record, which is at {place}"
-        )
-    return size

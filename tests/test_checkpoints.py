@@ -359,7 +359,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "int8": (broken(lambda s: s.update({B1 + "1.weight": _whole_numbers()})), "dtype torch.int8"),
     "sparse": (
         broken(lambda s: s.update({B1 + "1.weight": _sparse()})),
-        "expected a plain dense tensor",
+        "asks for 'torch._utils._rebuild_sparse_tensor', which no state dict needs",
     ),
     "infinite in float32": (
         broken(lambda s: s.update({B1 + "1.weight": s[B1 + "1.weight"].double() * 1e300})),
@@ -1167,3 +1167,73 @@ def test_mutated_checkpoints_are_refused_or_read(tmp_path: Path) -> None:
             path.write_bytes(bytes(mutant))
             with contextlib.suppress(ModelFormatError):
                 assert isinstance(checkpoints.read(path), Model)
+
+
+# Pickles that torch.load itself would suffer from ---------------------------------------------------
+
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}."
+
+
+def nested_tuples(count: int) -> bytes:
+    """(1, 1), the pair of it, the pair of that: hashed 2^count times."""
+    return b"K\x01" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(count))
+
+
+COSTLY: dict[str, tuple[bytes, str]] = {
+    "bytearray of 2 GiB": (b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.", "asks for 'builtins.bytearray'"),
+    "tensor of 4 GiB": (b"\x80\x02ctorch\nTensor\nJ\x00\x00\x02\x00J\x00\x20\x00\x00\x86R.", "asks for 'torch.Tensor'"),
+    "tuples as a key": (b"\x80\x02}" + nested_tuples(60) + b"K\x01s.", "puts one tuple into others"),
+    "tuples as a function": (b"\x80\x02" + nested_tuples(60) + b")R.", "puts one tuple into others"),
+    "a tuple as a key": (b"\x80\x02}K\x01K\x02\x86K\x01s.", "dict keys that are neither"),
+    "lists in lists": (b"\x80\x02" + b"]" * 1_000_000 + b".", "is nested or long"),
+    "marks": (b"\x80\x02" + b"(" * 1_000_000 + b".", "is nested or long"),
+    "many opcodes": (b"\x80\x02]" + b"Na" * 400_000 + b".", "has more than 131072 opcodes"),
+    "a global of 40 KB": (b"\x80\x02c" + b"a." * 20_000 + b"\nx\n.", "a global that cannot be read"),
+    "a long text": (b"\x80\x02X" + struct.pack("<I", 900_000) + b"a" * 900_000 + b".", "a text of 900000 bytes"),
+    "idna": (b"\x80\x02c_codecs\nencode\nX\x01\0\0\0aX\x04\0\0\0idna\x86R.", "asks for '_codecs.encode'"),
+    "a long number": (b"\x80\x02\x8a\x09" + bytes(9) + b".", "a number of more than 8 bytes"),
+    "a list given to many": (b"\x80\x02(]q\x00" + b"ccollections\nOrderedDict\nh\x00\x85R" * 9 + b"t.", "passes"),
+    "a dict built into many": (b"\x80\x02(}q\x00" + b"ccollections\nOrderedDict\n)Rh\x00b" * 9 + b"t.", "gives one state"),
+    "a storage walked through": (b"\x80\x02ctorch\nSize\nNQ\x85R.", "what no state dict passes"),
+    "arguments that are no tuple": (b"\x80\x02ctorch._utils\n_rebuild_parameter\nNQR.", "what no state dict passes"),
+    "protocol 4": (b"\x80\x04}.", "not of protocol 2"),
+    "cut": (b"\x80\x02}X\x10\0\0\0a", "cut short"),
+    "a call of what is no function": (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls 'torch.FloatStorage'"),
+    "a stack under the mark": (b"\x80\x02}(a.", "takes values that are not there"),
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_costly_pickles_are_refused_unread(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    data, message = COSTLY[name]
+    zipped = zip_bytes({"a/data.pkl": data, "a/version": b"3\n", "a/byteorder": b"little"})
+    for file in (zipped, LEGACY + data):
+        (tmp_path / "a.pth").write_bytes(file)
+        with pytest.raises(ModelFormatError, match=message):
+            checkpoints.read(tmp_path / "a.pth")
+
+
+def test_a_pickle_of_any_size_costs_little(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "a.pth").write_bytes(LEGACY + b"\x80\x02" + b"]" * 8_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelFormatError, match="is nested or long"):
+            checkpoints.read(tmp_path / "a.pth")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_dicts_as_python_2_saved_them(tmp_path: Path) -> None:
+    """OrderedDict([[name, tensor], ...]), and short texts of bytes."""
+    torch = pytest.importorskip("torch")
+    pairs = b"(](U\x01aK\x05e]q\x09(U\x01bK\x06ee\x85"
+    data = b"\x80\x02ccollections\nOrderedDict\n" + pairs.replace(b"(]", b"](]", 1) + b"R."
+    (tmp_path / "a.pth").write_bytes(LEGACY + data + b"\x80\x02]q\x01.")
+    from pix2pix_fast import torchfile
+
+    with (tmp_path / "a.pth").open("rb") as stream:
+        assert torchfile.load(stream, "a") == {"a": 5, "b": 6}
+    assert torch
