@@ -1237,3 +1237,47 @@ def test_dicts_as_python_2_saved_them(tmp_path: Path) -> None:
     with (tmp_path / "a.pth").open("rb") as stream:
         assert torchfile.load(stream, "a") == {"a": 5, "b": 6}
     assert torch
+
+
+# Run folders ----------------------------------------------------------------------------------------
+
+RUNS: dict[str, tuple[Callable[[], Any], str]] = {
+    "no entries": (lambda: {"format": 1}, "'values' must be a dict, is 'NoneType'"),
+    "values of a number": (lambda: {"format": 1, "values": 5, "g": {}}, "'values' must be a dict, is 'int'"),
+    "no values": (lambda: {"format": 1, "values": {}, "g": {}}, "no state of our training: KeyError"),
+    "format of a tensor": (lambda: {"format": _expanded()}, "has format 'Tensor', this version reads 1"),
+    "a list": (lambda: [1], "has format 'NoneType'"),
+    "a stride of 0": (
+        lambda: {"format": 1, "values": WIDE, "g": {"d1.bias": _expanded()}},
+        "is not that of a generator",
+    ),
+    "wide without tensors": (
+        lambda: {"format": 1, "values": {**WIDE, "ngf": 4096}, "g": {}},
+        "is not that of a generator",
+    ),
+    "deep without end": (
+        lambda: {"format": 1, "values": {**WIDE, "depth": 10**6}, "g": {}}, "depth",
+    ),
+}
+WIDE = {"generator": "unet", "norm": "batch", "eps": 1e-5, "in_channels": 3, "out_channels": 3,
+        "ngf": 8, "depth": 8, "bottleneck_norm": False, "dropout": "none"}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_run_folders_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    build, message = RUNS[name]
+    write(build(), tmp_path / "last.pt")
+    with pytest.raises(ModelFormatError, match=message):
+        checkpoints.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["deflate", "two directories", "huge pickle", "bytearray of 2 GiB"])
+def test_run_folders_have_the_same_guards(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    data, message = (BOMBS[name][0](), BOMBS[name][1]) if name in BOMBS else COSTLY[name]
+    message = "a bare pickle" if data[:2] != b"PK" else message
+    (tmp_path / "last.pt").write_bytes(data)
+    with pytest.raises(ModelFormatError, match=message) as caught:
+        checkpoints.read(tmp_path)
+    assert "weights_only to" not in str(caught.value) and "\n" not in str(caught.value)
