@@ -26,6 +26,7 @@ from .tensorfile import Array, Header, Shape, open_file, read_header, read_raw, 
 
 log = logging.getLogger("pix2pix_fast")
 
+MAX_NAME = 512  # characters of a tensor's name; a U-Net's has 90
 MOST_BLOCKS = 8  # inside each other, of a U-Net of 9 levels
 
 KNOWN = (
@@ -156,6 +157,11 @@ def infer(shapes: Mapping[str, Shape], where: str) -> Found:
 
     Raises ModelFormatError naming what it is instead, or the tensor that does not fit.
     """
+    for name in shapes:  # what is done with names takes the square of their length
+        if len(name) > MAX_NAME:
+            raise ModelFormatError(
+                f"{where}: tensor {show(name)} has a name longer than {MAX_NAME} characters"
+            )
     plain = _strip_prefixes(shapes)  # short name -> the file's name
     root = next(
         (m[1] for n in plain if (m := re.fullmatch(r"((?:model\.)*)1\.model\.1\.weight", n))), None
@@ -310,7 +316,7 @@ def _other_network(plain: Mapping[str, str], shapes: Mapping[str, Shape]) -> str
     if "net.0.weight" in plain and "net.2.weight" in plain:
         return f"is a pixel discriminator (1x1 convolutions); {only}"
     convs = [
-        n for n in plain if re.fullmatch(r"model\.\d+\.weight", n) and _rank(n, plain, shapes) == 4
+        n for n in plain if re.fullmatch(r"model\.\d{1,4}\.weight", n) and _rank(n, plain, shapes) == 4
     ]
     if convs and shapes[plain[max(convs, key=lambda n: int(n.split(".")[1]))]][0] == 1:
         strided = len(convs) - 2
@@ -372,16 +378,24 @@ def _read_safetensors(stream: BinaryIO, header: Header, where: str) -> Model:
 
 def _read_torch(stream: BinaryIO, where: str) -> Model:
     value, torch = torchfile.load(stream, where), torchfile.torch_of(where)
-    state = _unwrap(value, torch, where)
-    found = infer({name: tuple(tensor.shape) for name, tensor in state.items()}, where)
-    for name in found.names.values():
-        _check_tensor(state[name], torch, f"{where}: tensor {show(name)}")
 
     def get(name: str) -> Array:
         array: Array = state[name].detach().to(torch.float32).contiguous().numpy()
         return array
 
-    return _model(found, get, "junyanz's state dict (.pth)", where)
+    try:
+        state = _unwrap(value, torch, where)
+        found = infer({name: tuple(tensor.shape) for name, tensor in state.items()}, where)
+        for name in found.names.values():
+            _check_tensor(state[name], torch, f"{where}: tensor {show(name)}")
+        return _model(found, get, "junyanz's state dict (.pth)", where)
+    except (ModelFormatError, MemoryError):
+        raise
+    except Exception as error:  # there are tensors that cannot even say their shape
+        why = show(str(error).partition("\n")[0])
+        raise ModelFormatError(
+            f"{where}: its tensors cannot be read: {type(error).__name__}: {why}"
+        ) from error
 
 
 def _unwrap(value: Any, torch: Any, where: str) -> dict[str, Any]:
@@ -391,12 +405,12 @@ def _unwrap(value: Any, torch: Any, where: str) -> dict[str, Any]:
             break
         tensors = {
             name: item
-            for name, item in value.items()
+            for name, item in dict.items(value)  # an OrderedDict may bring its own `items`
             if isinstance(name, str) and isinstance(item, torch.Tensor)
         }
         if tensors:
             return tensors
-        inner = {name: item for name, item in value.items() if isinstance(item, dict) and item}
+        inner = {name: item for name, item in dict.items(value) if isinstance(item, dict) and item}
         known = next((name for name in WRAPPERS if name in inner), None)
         if known is None and len(inner) != 1:
             keys = [show(name) for name in list(value)[:8]]

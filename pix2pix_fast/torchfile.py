@@ -302,7 +302,7 @@ def check_zip(stream: BinaryIO, where: str) -> bytes:
             )
     if sum(info.file_size for info in infos) > size:
         raise ModelFormatError(f"{where}: zip: its entries overlap")
-    if any("/code/" in name for name in names):
+    if any("/code/" in name or name.lower().endswith("/constants.pkl") for name in names):
         raise ModelFormatError(f"{where}: is a TorchScript program, expected a state dict")
     info = next((one for one in infos if re.fullmatch(r"[^/]+/data\.pkl", one.filename)), None)
     if info is None:

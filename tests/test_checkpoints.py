@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -230,7 +231,7 @@ def test_deep_nests_of_names_cost_nothing() -> None:
     shapes = {"model.1.model.1.weight": (8, 3, 4, 4), deep: (8, 8, 4, 4)}
     tracemalloc.start()
     try:
-        with pytest.raises(ModelFormatError, match="more than 9 levels"):
+        with pytest.raises(ModelFormatError, match="a name longer than 512"):
             checkpoints.infer(shapes, "x")
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
@@ -301,6 +302,25 @@ def _sparse() -> Any:
     return torch.zeros(4, 2, 4, 4).to_sparse()
 
 
+def _kernels() -> Any:
+    import torch
+
+    return torch.zeros(1, 1, 4, 4)
+
+
+def _nested() -> Any:
+    import torch
+
+    with warnings.catch_warnings():  # "in prototype stage"
+        warnings.simplefilter("ignore")
+        return torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(4, 3)])
+
+
+def _give(value: Any, name: str, what: Any) -> Any:
+    setattr(value, name, what)
+    return value
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "ResNet-9": (lambda: resnet_state(9), "is a ResNet generator with 9 blocks; this engine runs"),
     "ResNet-6": (lambda: prefixed(resnet_state(6), "module."), "ResNet generator with 6 blocks"),
@@ -365,6 +385,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         broken(lambda s: s.update({B1 + "1.weight": s[B1 + "1.weight"].double() * 1e300})),
         "has NaN or infinite",
     ),
+    "many digits": (lambda: {f"model.{'1' * 450}.weight": _kernels()}, "of no network that is known"),
+    "5000 digits": (lambda: {f"model.{'1' * 5000}.weight": _kernels()}, "a name longer than 512"),
+    "many prefixes": (lambda: {"G." * 20_000: _kernels()}, "a name longer than 512"),
+    "nested": (
+        broken(lambda s: s.update({B1 + "1.weight": _nested()})),
+        "asks for 'torch._utils._rebuild_nested_tensor'",
+    ),
+    "attributes": (broken(lambda s: _give(s[B1 + "1.weight"], "detach", 5)), "asks for 'torch"),
     "ten levels": (broken(lambda s: None, num_downs=10, ngf=1), "more than 9 levels of U-Net blocks"),
 }
 
@@ -377,6 +405,30 @@ def test_state_dicts_that_are_no_unet_are_refused_by_name(name: str, tmp_path: P
     with pytest.raises(ModelFormatError, match=message) as caught:
         checkpoints.read(path)
     assert str(caught.value).startswith(str(path))
+
+
+def test_a_dict_with_items_of_its_own_is_a_dict(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    value = with_metadata({"a": {"w": 1}, "b": {"w": 1}})
+    value.extra = 5
+    path = write(value, tmp_path / "net.pth")
+    path.write_bytes(path.read_bytes().replace(b"extra", b"items"))
+    with pytest.raises(ModelFormatError, match="only the entries 'a', 'b'"):
+        checkpoints.read(path)
+
+
+def test_tensors_that_cannot_be_asked_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    path = write(state_of()[1], tmp_path / "net.pth")
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("Internal error: no shape\n(advice)")
+
+    monkeypatch.setattr(checkpoints, "_check_tensor", fail)
+    with pytest.raises(ModelFormatError, match="cannot be read: RuntimeError: .*no shape'$"):
+        checkpoints.read(path)
 
 
 def test_a_missing_or_old_torch_costs_one_sentence(
@@ -981,6 +1033,8 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut": (lambda: zip_bytes({"a/data.pkl": b"." * 99})[:-30], "end record"),
     "encrypted": (lambda: _flag(zip_bytes({"a/data.pkl": b"."}), 1), "is encrypted"),
     "program": (lambda: zip_bytes({"a/data.pkl": b".", "a/code/x.py": b"pass"}), "a TorchScript program"),
+    "older program": (
+        lambda: zip_bytes({"a/data.pkl": b".", "a/constants.pkl": b"."}), "a TorchScript program"),
     "64-bit entries": (lambda: zip64_end(zip_bytes({"a/data.pkl": b"."}), 10**6, 100), "1000000 entries"),
     "64-bit directory": (lambda: zip64_end(zip_bytes({"a/data.pkl": b"."}), 1, 2**40), "directory of 1099511627776"),
 }
