@@ -149,6 +149,8 @@ def open_picture(source: Any) -> Image.Image:
         # changes the picture or kills the process; mapped TIFFs that are turned come out scrambled.
         with _stream(source) as stream, Image.open(stream, formats=FORMATS) as image:
             check_size(image.height, image.width)
+            if image.format == "TIFF":
+                _check_tiff(image)
             return _upright(image)
     except UnidentifiedImageError:
         raise ValueError(
@@ -202,6 +204,26 @@ def check_size(h: int, w: int, what: str = "image") -> None:
 
 
 # Picture files and PIL
+
+
+def _check_tiff(image: Any) -> None:
+    """Raise ValueError for a TIFF that unpacks to far more than its picture, or in too many parts."""
+    tags, (w, h) = image.tag_v2, image.size
+    wide, high = -(-w // 16), -(-h // 16)  # in tiles of the least size that TIFF has
+    tile = tags.get(322, 0), tags.get(323, 0)
+    if all(isinstance(side, int) for side in tile):
+        most = max(MAX_PIXELS // 16, wide * high * 256)
+        if tile[0] * tile[1] > most:
+            raise ValueError(
+                f"expected tiles of at most {most} pixels for a picture of {h} x {w}, "
+                f"got {tile[1]} x {tile[0]}; save it again"
+            )
+    most = (h + wide * high) * tags.get(277, 1)  # strips of one row, tiles of 16 x 16, each channel
+    if len(image.tile) > most:
+        raise ValueError(
+            f"expected at most {most} strips or tiles for a picture of {h} x {w}, "
+            f"got {len(image.tile)}; save it again"
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:

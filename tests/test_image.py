@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -517,6 +519,32 @@ def test_a_pipe_is_refused_without_waiting(engine: Engine, tmp_path: Path) -> No
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(ValueError, match="a.png: expected a regular file, got a pipe"):
         engine.translate(tmp_path / "a.png")
+
+
+def tiff(entries: dict[int, list[int]], data: bytes = b"") -> bytes:
+    """A little-endian TIFF of 16 x 16 pixels; each entry is a list of 32-bit numbers."""
+    entries = {256: [16], 257: [16], 258: [8], 259: [1], 262: [1], 277: [1], **entries}
+    at = 8 + 2 + 12 * len(entries) + 4
+    table, more = struct.pack("<2sHIH", b"II", 42, 8, len(entries)), data
+    for tag, values in sorted(entries.items()):
+        packed = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            packed, more = struct.pack("<I", at + len(more)), more + packed
+        table += struct.pack("<HHI", tag, 4, len(values)) + packed
+    return table + bytes(4) + more
+
+
+def test_tiffs_that_unpack_beyond_their_picture_are_refused() -> None:
+    side, unpacked = 4096, zlib.compress(bytes(1 << 24))
+    data = {259: [8], 322: [side], 323: [side], 324: [134], 325: [len(unpacked)]}
+    with pytest.raises(ValueError, match="tiles of at most 4194304 pixels .* got 4096 x 4096"):
+        images.open_picture(tiff(data, unpacked))
+    with pytest.raises(ValueError, match="at most 17 strips or tiles .* got 5000"):
+        images.open_picture(tiff({278: [1], 273: [8] * 5000, 279: [4] * 5000}))
+    data = {322: [16], 323: [16], 324: [134], 325: [256]}
+    want = noise((16, 16))
+    picture = images.open_picture(tiff(data, want.tobytes()))
+    np.testing.assert_array_equal(np.asarray(picture), want)
 
 
 def test_mutated_files_fail_cleanly(engine: Engine) -> None:
