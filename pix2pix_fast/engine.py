@@ -39,6 +39,7 @@ File = TypeVar("File", bound="str | os.PathLike[str] | bytes")
 Range = tuple[float, float]
 
 MOST_BESIDE = 8  # pictures at once; each streams all weights, which more threads had better share
+LEAST_RANGE = 1e-30  # between black and white: its inverse must be a float32 too
 STREAM_LOOK_AHEAD = 4  # pictures of a stream that exist at once, finished ones included
 
 
@@ -607,6 +608,13 @@ def _range(value_range: Any) -> Range:
         ) from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"value_range: expected finite black < white, got {value_range!r}")
+    with np.errstate(all="ignore"):  # the core computes in float32, as here
+        width = float(np.float32(high) - np.float32(low))
+    if not LEAST_RANGE <= width < math.inf:
+        raise ValueError(
+            "value_range: expected black and white that differ by "
+            f"{LEAST_RANGE:g} to 3.4e38 in float32, got {value_range!r}"
+        )
     return low, high
 
 
