@@ -225,6 +225,17 @@ def test_junyanz_names_in_foreign_safetensors(tmp_path: Path) -> None:
             assert np.allclose(found.tensors[tensor], value, atol=0.01 if name == "bf16" else 0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_doubles_beyond_float32_are_refused_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    state = half(state_of()[1], "float64")
+    state["model.model.0.weight"] *= 1e300
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(ModelFormatError, match="model.model.0.weight.* has NaN or infinite values"):
+        checkpoints.read(tmp_path / "a.safetensors")
+
+
 def test_deep_nests_of_names_cost_nothing() -> None:
     """A name of 60 KB took a gigabyte of prefixes of itself."""
     deep = "model.1.model." + "3.model." * 8000 + "0.weight"
