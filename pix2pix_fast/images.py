@@ -171,7 +171,7 @@ def open_picture(source: Any) -> Image.Image:
 def _stream(source: Any) -> BinaryIO:
     """The bytes of a picture to read; ValueError for a path that is no regular file."""
     if not isinstance(source, (str, os.PathLike)):
-        return BytesIO(source)
+        return BytesIO(bytes(source))  # BytesIO takes no memoryview with strides
 
     def opener(name: str, flags: int) -> int:  # without O_NONBLOCK a FIFO would wait for a writer
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
@@ -247,7 +247,14 @@ def _from_pil(image: Image.Image, ci: int, owned: bool) -> Picture:
         )
     check_size(image.height, image.width)
     if not owned:
-        image = _upright(image)
+        try:
+            image = _upright(image)
+        except MemoryError:
+            raise
+        except Exception as error:  # it was opened but not decoded, and Pillow raises nearly anything
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise ValueError(f"image: damaged: {error}") from error
     mode = image.mode
     if mode in ("I", "F", "LAB"):
         raise ValueError(
@@ -258,7 +265,9 @@ def _from_pil(image: Image.Image, ci: int, owned: bool) -> Picture:
         if mode in ("RGBa", "La"):
             image = image.convert(mode.replace("a", "A"))  # undo the premultiplied alpha
         elif mode not in ("1", "LA"):
-            image = image.convert("RGB")
+            # Pillow warns of transparency that RGB drops, though dropping alpha is what is wanted
+            seen = isinstance(image.info.get("transparency"), bytes)
+            image = image.convert("RGBA" if seen else "RGB")
         image = image.convert("L" if ci == 1 else "RGB")
     return replace(_from_array(np.asarray(image), ci, "HWC", "pil"), owned=True)
 
@@ -429,7 +438,8 @@ def _room_in(out: Any, shape: tuple[int, ...], axes: str) -> Room:
         raise ValueError(f"out: expected shape {shape}, got {array.shape}")
     if not array.flags.writeable:
         raise ValueError("out: expected memory that can be written, got a read-only array")
-    if any(stride == 0 and length > 1 for stride, length in zip(array.strides, shape, strict=True)):
+    strides = zip(array.strides, shape, strict=True)
+    if array.size and any(stride == 0 and length > 1 for stride, length in strides):
         raise ValueError("out: expected a place of its own for every pixel, got a broadcast array")
     readable = _readable(dtype)
     if dtype == readable and array.flags.aligned:
@@ -437,7 +447,8 @@ def _room_in(out: Any, shape: tuple[int, ...], axes: str) -> Room:
     result = np.empty(shape, readable)
 
     def finish() -> Any:
-        np.copyto(array, result, casting="same_kind")
+        with np.errstate(over="ignore"):  # float32 beyond float16 becomes inf, as in a new result
+            np.copyto(array, result, casting="same_kind")
         return out
 
     return Room(_nhwc(result, axes), finish)

@@ -547,6 +547,42 @@ def test_tiffs_that_unpack_beyond_their_picture_are_refused() -> None:
     np.testing.assert_array_equal(np.asarray(picture), want)
 
 
+def test_bytes_with_strides_are_bytes(engine: Engine, tmp_path: Path) -> None:
+    Image.fromarray(noise((9, 9, 3))).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    spread = memoryview(bytes(byte for one in data for byte in (one, 0)))[::2]
+    want = np.asarray(engine.translate(data))
+    np.testing.assert_array_equal(np.asarray(engine.translate(spread)), want)
+
+
+def test_an_empty_batch_fits_an_empty_out(engine: Engine) -> None:
+    out = np.empty((0, 9, 9, 3), np.uint8)
+    assert engine.translate(np.empty((0, 9, 9, 3), np.uint8), out=out) is out
+    out = np.broadcast_to(np.uint8(0), (0, 9, 9, 3)).copy()
+    assert engine.translate(np.empty((0, 9, 9, 3), np.uint8), out=out) is out
+
+
+def test_a_damaged_picture_that_was_opened_already_is_said_to_be(engine: Engine) -> None:
+    file = io.BytesIO()
+    Image.fromarray(noise((40, 40, 3))).save(file, "PNG")
+    for end in (200, 1000):
+        with pytest.raises(ValueError, match="image: damaged: "):
+            engine.translate(Image.open(io.BytesIO(file.getvalue()[:end])))
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_warns(engine: Engine) -> None:
+    """What is meant: transparency dropped, numbers beyond float16 infinite."""
+    file = io.BytesIO()
+    picture = Image.fromarray(noise((9, 9)), "L").convert("P")
+    picture.save(file, "PNG", transparency=bytes(range(256)))
+    assert engine.translate(file.getvalue()).size == (9, 9)
+    pixels = noise((9, 9, 3)).astype(np.float32) * 4e3
+    for out in (np.empty((9, 9, 3), np.float16), np.empty((9, 9, 3), ">f2")):
+        assert engine.translate(pixels, out=out, value_range=(0, 1e6)) is out
+    assert np.isinf(out).any()
+
+
 def test_mutated_files_fail_cleanly(engine: Engine) -> None:
     """Cut and flipped files of every format: a picture, or ValueError; nothing else."""
     rng = np.random.default_rng(3)
