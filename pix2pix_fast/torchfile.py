@@ -88,9 +88,10 @@ def _reason(error: Exception) -> str:
 #
 # A stack machine that knows kinds instead of values. "s": a text, number, bool or None. "d": a dict.
 # "r": what a call made, a tensor or storage, which may be walked through for hours. "t": a tuple;
-# "e": the empty one; "q": one of "s" alone; "p": one that may be walked through, of one dict, one plain tuple, or one list
-# of lists (Python 2's OrderedDict). A list is the set of what is in it, "l" being lists. A global is
-# its dotted name. What was fetched from the memo, so that it is in two places, is in capitals.
+# "e": the empty one; "q": one of "s" alone; "p": one that may be walked through, of one dict, one
+# plain tuple, or one list of lists (Python 2's OrderedDict). A list is the set of what is in it, "l"
+# being lists. A global is its dotted name. What was fetched from the memo, so that it is in two
+# places, is in capitals.
 
 GLOBALS = re.compile(
     r"collections\.(?:OrderedDict|Counter)|torch\._utils\._rebuild_(?:tensor(?:_v[23])?|parameter)"

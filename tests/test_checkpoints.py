@@ -707,6 +707,11 @@ def link_out(d: Any, f: Path) -> None:
     (f / "shard1").symlink_to(outside)
 
 
+def link_round(document: Any, folder: Path) -> None:
+    (folder / "round").symlink_to("round")
+    paths_case("round")(document, folder)
+
+
 TFJS_BAD: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
     "kernel 3": (config_case("down_b", "kernel_size", [3, 3]), r"'down_b' .*kernel_size must be \[4, 4\]"),
     "stride 1": (config_case("up_b", "strides", [1, 1]), r"'up_b' .*strides must be \[2, 2\]"),
@@ -769,6 +774,12 @@ TFJS_BAD: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
     "file twice": (paths_case("shard1", "./shard1"), "'./shard1' is named twice"),
     "a folder": (paths_case("sub"), "'sub' is missing"),
     "link out": (link_out, "is a link out of the folder"),
+    "no inputs": (lambda d, f: layer_of(d, "down_b").update(inbound_nodes=[None]), "must have a list of inputs"),
+    "half a character": (paths_case("\ud800"), "cannot be followed"),
+    "link to itself": (link_round, "'round' cannot be followed|'round' is missing"),
+    "long name": (paths_case("a" * 300), "is longer than 255"),
+    "long name of two bytes each": (paths_case("\u00e4" * 200), "cannot be followed"),
+    "many files": (paths_case(*["shard1"] * 2000), "more than 1024 weight files"),
     "too few bytes": (paths_case("shard1"), "hold 1000 bytes, their weights take"),
     "quantized": (weight_case("quantization", {"dtype": "uint8"}), "'down_a/kernel' is quantized"),
     "float16": (weight_case("dtype", "float16"), "'down_a/kernel': dtype 'float16', expected float32"),
@@ -1258,7 +1269,8 @@ COSTLY: dict[str, tuple[bytes, str]] = {
     "idna": (b"\x80\x02c_codecs\nencode\nX\x01\0\0\0aX\x04\0\0\0idna\x86R.", "asks for '_codecs.encode'"),
     "a long number": (b"\x80\x02\x8a\x09" + bytes(9) + b".", "a number of more than 8 bytes"),
     "a list given to many": (b"\x80\x02(]q\x00" + b"ccollections\nOrderedDict\nh\x00\x85R" * 9 + b"t.", "passes"),
-    "a dict built into many": (b"\x80\x02(}q\x00" + b"ccollections\nOrderedDict\n)Rh\x00b" * 9 + b"t.", "gives one state"),
+    "a dict built into many": (
+        b"\x80\x02(}q\x00" + b"ccollections\nOrderedDict\n)Rh\x00b" * 9 + b"t.", "gives one state"),
     "a storage walked through": (b"\x80\x02ctorch\nSize\nNQ\x85R.", "what no state dict passes"),
     "arguments that are no tuple": (b"\x80\x02ctorch._utils\n_rebuild_parameter\nNQR.", "what no state dict passes"),
     "protocol 4": (b"\x80\x04}.", "not of protocol 2"),
