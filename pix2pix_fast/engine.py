@@ -62,7 +62,7 @@ class Engine:
         the first time, then from a file in the user's cache folder. Only for the CPU. The choice
         decides the last bits of the result.
     size: (height, width) that the first calls will have: memory is laid out and warmed up for it
-        now. Any size works later.
+        now. None takes the model card's, up to a megapixel, else 256 x 256. Any size works later.
 
     Errors: ModelFormatError for a file that is no sound model; OSError for one that cannot be read;
     BackendUnavailable when the back-end, precision or instruction set asked for cannot run here;
@@ -570,9 +570,9 @@ def _model_of(model: Any) -> Model:
 
 
 def _size_of(size: Any, model: Model) -> tuple[int, int]:
-    """The caller's (height, width), else the model card's, else 256 x 256."""
+    """The caller's (height, width), else the model's own."""
     if size is None:
-        size = model.card.get("size", (256, 256))
+        return model.first_size()
     if (
         not isinstance(size, (tuple, list))
         or len(size) != 2
