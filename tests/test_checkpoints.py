@@ -911,6 +911,20 @@ def test_pict_files_that_do_not_fit(
         checkpoints.read(path)
 
 
+def test_a_tensor_missing_in_a_pict_file_is_named_with_the_file(tmp_path: Path) -> None:
+    data = pict_bytes()[0]
+    end = 4 + int.from_bytes(data[:4], "big")
+    names, book, codes = json.loads(data[4:end]), data[end : end + 4 + 1024], data[end + 1032 :]
+    lost = names.pop()  # its codes are the last ones
+    codes = codes[: len(codes) - int(np.prod(lost["shape"]))]
+    text = json.dumps(names).encode()
+    path = tmp_path / "bad.pict"
+    parts = (struct.pack(">I", len(text)), text, book, struct.pack(">I", len(codes)), codes)
+    path.write_bytes(b"".join(parts))
+    with pytest.raises(ModelFormatError, match="bad.pict: tensor '.*' is missing"):
+        checkpoints.read(path)
+
+
 def _nan_codebook(data: bytes) -> bytes:
     place = 4 + int.from_bytes(data[:4], "big") + 4
     return data[:place] + np.float32(np.nan).tobytes() + data[place + 4 :]
