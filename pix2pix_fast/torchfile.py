@@ -305,14 +305,15 @@ def check_zip(stream: BinaryIO, where: str) -> bytes:
         raise ModelFormatError(f"{where}: zip: its entries overlap")
     if any("/code/" in name or name.lower().endswith("/constants.pkl") for name in names):
         raise ModelFormatError(f"{where}: is a TorchScript program, expected a state dict")
-    info = next((one for one in infos if re.fullmatch(r"[^/]+/data\.pkl", one.filename)), None)
-    if info is None:
+    found = (one for one in infos if re.fullmatch(r"[^/]+/data\.pkl", one.filename))
+    values = next(found, None)
+    if values is None:
         raise ModelFormatError(f"{where}: is a zip without */data.pkl: torch.save did not write it")
     # where torch's reader looks; zipfile's would ask for a checksum, which torch.save may leave out
-    stream.seek(info.header_offset + 26)
+    stream.seek(values.header_offset + 26)
     lengths = stream.read(4)
     stream.seek(int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little"), 1)
-    return stream.read(info.file_size)
+    return stream.read(values.file_size)
 
 
 def _check_zip_end(stream: BinaryIO, where: str) -> int:
