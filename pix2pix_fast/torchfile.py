@@ -18,8 +18,8 @@ from .errors import BackendUnavailable, ModelFormatError
 from .tensorfile import show
 
 TORCH_FLOOR = (2, 10)  # CVE-2025-32434 and CVE-2026-24747 broke the safe loading of older ones
-MAX_PICKLE_BYTES = 1 << 20  # of one file; a U-Net's takes 20 KB, a training's state 100 KB
-MAX_OPCODES = 1 << 17  # of one file; a training's state takes 20,000
+MAX_PICKLE_BYTES = 1 << 20  # of one file; a U-Net's takes 20 KB, a training's state 30 KB
+MAX_OPCODES = 1 << 17  # of one file; a training's state takes 10,000
 MAX_STACK = 1 << 14  # values that wait for their container: 2000 of a dict, and few levels of them
 MAX_TEXT_BYTES = 1 << 16
 MAX_NAME_BYTES = 128  # of a global; re and import would see all of a longer one
