@@ -95,7 +95,7 @@ def _reason(error: Exception) -> str:
 
 GLOBALS = re.compile(
     r"collections\.(?:OrderedDict|Counter)|torch\._utils\._rebuild_(?:tensor(?:_v[23])?|parameter)"
-    r"|torch\.(?:storage\.)?\w*Storage|torch\.(?:Size|device|serialization\._get_layout)"
+    r"|torch\.(?:storage\.|cuda\.)?\w*Storage|torch\.(?:Size|device|serialization\._get_layout)"
     r"|torch\.(?:u?int|float|bfloat|complex|bool|double|half|long|short|char|byte)\w*"
 )
 CALLED = re.compile(
@@ -229,7 +229,8 @@ def check_pickle(data: bytes, where: str, at: int = 0) -> int:
         elif code == ord("R"):
             called, given = pop(2)
             if not isinstance(called, str) or not CALLED.fullmatch(called):
-                raise refuse(f"calls {show(called)}")
+                known = isinstance(called, str) and "." in called
+                raise refuse(f"calls {show(called) if known else 'what is no function'}")
             walks = called.startswith("collections.") or called == "torch.Size"
             if given not in (("e", "E", "p") if walks else ("e", "E", "p", "q", "Q", "t", "T")):
                 raise refuse(f"calls {called} with what no state dict passes")

@@ -1290,6 +1290,7 @@ COSTLY: dict[str, tuple[bytes, str]] = {
     "protocol 4": (b"\x80\x04}.", "not of protocol 2"),
     "cut": (b"\x80\x02}X\x10\0\0\0a", "cut short"),
     "a call of what is no function": (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls 'torch.FloatStorage'"),
+    "a call of a text": (b"\x80\x02X\x01\0\0\0a)R.", "calls what is no function"),
     "a stack under the mark": (b"\x80\x02}(a.", "takes values that are not there"),
 }
 
