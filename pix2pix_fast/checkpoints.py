@@ -3,7 +3,7 @@
 `read` looks at what a file holds, not at its suffix, infers the architecture from the tensors,
 says aloud (logger "pix2pix_fast", INFO) and in the card what it inferred, and refuses by name what
 is not a U-Net of the method. Reading never runs code from a file: torch pickles go through
-torch.load(weights_only=True) and nothing else. TensorFlow's formats are in tfjs.py and pict.py.
+torchfile.py and nothing else. TensorFlow's formats are in tfjs.py and pict.py.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import importlib
 import logging
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
-from . import pict, tfjs
+from . import pict, tfjs, torchfile
 from .architecture import Architecture
 from .errors import BackendUnavailable, ModelFormatError
 from .model import Model, StoredTensors, check_values, is_ours, load, packaged, save
@@ -27,10 +26,7 @@ from .tensorfile import Array, Header, Shape, open_file, read_header, read_raw, 
 
 log = logging.getLogger("pix2pix_fast")
 
-TORCH_FLOOR = (2, 10)  # CVE-2025-32434 and CVE-2026-24747 broke the safe loading of older ones
-MAX_PICKLE_BYTES = 1 << 20  # of one zip checkpoint; a U-Net's takes 20 KB
-MAX_DIRECTORY_BYTES = 1 << 20  # of a zip; a U-Net's takes 10 KB
-MAX_ENTRIES = 8192
+MAX_NAME = 512  # characters of a tensor's name; a U-Net's has 90
 MOST_BLOCKS = 8  # inside each other, of a U-Net of 9 levels
 
 KNOWN = (
@@ -73,10 +69,10 @@ def read(path: str | os.PathLike[str]) -> Model:
             header = read_header(stream, where)
             if not is_ours(header):
                 return _told(_read_safetensors(stream, header, where), where)
-        elif start.startswith(b"PK\x03\x04"):
-            return _told(_read_torch(stream, where, archive=True), where)
-        elif len(start) > 9 and start[0] == 0x80 and 2 <= start[1] <= 5:
-            return _told(_read_torch(stream, where, archive=False), where)
+        elif start.startswith(b"PK\x03\x04") or (
+            len(start) > 9 and start[0] == 0x80 and 2 <= start[1] <= 5
+        ):
+            return _told(_read_torch(stream, where), where)
         elif start.lstrip()[:1] == b"{" and Path(path).suffix == ".json":
             return _told(tfjs.read_tfjs(Path(path), where), where)
         elif start[4:6] in (b"[{", b"[ ", b"[\n"):
@@ -98,8 +94,15 @@ def _read_run(folder: Path) -> Model:
     try:
         model: Model = export.to_model(folder)
         return model
+    except (OSError, MemoryError, BackendUnavailable):
+        raise
     except (state.StateError, ValueError) as error:
         raise ModelFormatError(f"{folder}: {error}") from error
+    except Exception as error:  # its values are a stranger's, and torch has many words for that
+        why = show(str(error).partition("\n")[0])
+        raise ModelFormatError(
+            f"{folder}: {RUN_STATE} is no state of our training: {type(error).__name__}: {why}"
+        ) from error
 
 
 def convert(
@@ -154,6 +157,11 @@ def infer(shapes: Mapping[str, Shape], where: str) -> Found:
 
     Raises ModelFormatError naming what it is instead, or the tensor that does not fit.
     """
+    for name in shapes:  # what is done with names takes the square of their length
+        if len(name) > MAX_NAME:
+            raise ModelFormatError(
+                f"{where}: tensor {show(name)} has a name longer than {MAX_NAME} characters"
+            )
     plain = _strip_prefixes(shapes)  # short name -> the file's name
     root = next(
         (m[1] for n in plain if (m := re.fullmatch(r"((?:model\.)*)1\.model\.1\.weight", n))), None
@@ -308,7 +316,7 @@ def _other_network(plain: Mapping[str, str], shapes: Mapping[str, Shape]) -> str
     if "net.0.weight" in plain and "net.2.weight" in plain:
         return f"is a pixel discriminator (1x1 convolutions); {only}"
     convs = [
-        n for n in plain if re.fullmatch(r"model\.\d+\.weight", n) and _rank(n, plain, shapes) == 4
+        n for n in plain if re.fullmatch(r"model\.\d{1,4}\.weight", n) and _rank(n, plain, shapes) == 4
     ]
     if convs and shapes[plain[max(convs, key=lambda n: int(n.split(".")[1]))]][0] == 1:
         strided = len(convs) - 2
@@ -368,63 +376,26 @@ def _read_safetensors(stream: BinaryIO, header: Header, where: str) -> Model:
 # -- torch -----------------------------------------------------------------------------------------
 
 
-def _read_torch(stream: BinaryIO, where: str, *, archive: bool) -> Model:
-    if archive:
-        _check_zip(stream, where)
-    torch = _torch(where)
-    stream.seek(0)
-    try:
-        value = torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # pickle's own class cannot be named here: pickle is never imported
-        raise ModelFormatError(
-            f"{where}: torch.load(weights_only=True) refuses it ({_reason(error)}); "
-            "there is no other way to read it here"
-        ) from None
-    state = _unwrap(value, torch, where)
-    found = infer({name: tuple(tensor.shape) for name, tensor in state.items()}, where)
-    for name in found.names.values():
-        _check_tensor(state[name], torch, f"{where}: tensor {show(name)}")
+def _read_torch(stream: BinaryIO, where: str) -> Model:
+    value, torch = torchfile.load(stream, where), torchfile.torch_of(where)
 
     def get(name: str) -> Array:
         array: Array = state[name].detach().to(torch.float32).contiguous().numpy()
         return array
 
-    return _model(found, get, "junyanz's state dict (.pth)", where)
-
-
-def _torch(where: str) -> Any:
     try:
-        import torch
-    except ImportError:
-        raise BackendUnavailable(
-            f"{where}: a .pth file needs torch 2.10 or newer: pip install 'pix2pix_fast[train]'"
-        ) from None
-    version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
-    if version < TORCH_FLOOR:
-        raise BackendUnavailable(
-            f"{where}: a .pth file needs torch 2.10 or newer (safe loading was repaired), found "
-            f"{torch.__version__}: pip install 'pix2pix_fast[train]'"
-        )
-    return torch
-
-
-def _reason(error: Exception) -> str:
-    """torch's own words, without its advice to load unsafely."""
-    text = str(error)
-    for pattern in (
-        r"(?:Unsupported global: )?GLOBAL (\S+) was not an allowed global",
-        r"(Unsupported \w+ [^.\n]*)",
-        r"(Trying to [^.\n]*)",
-        r"(\S+ whose module \S+ is blocked)",
-    ):
-        if match := re.search(pattern, text):
-            found = match[1]
-            return f"it calls {show(found)}" if pattern.startswith("(?:Uns") else show(found)
-    if "Weights only load failed" in text:
-        return "its pickle is broken or asks for more than weights"
-    return show(text.splitlines()[0] if text else type(error).__name__)
+        state = _unwrap(value, torch, where)
+        found = infer({name: tuple(tensor.shape) for name, tensor in state.items()}, where)
+        for name in found.names.values():
+            _check_tensor(state[name], torch, f"{where}: tensor {show(name)}")
+        return _model(found, get, "junyanz's state dict (.pth)", where)
+    except (ModelFormatError, MemoryError):
+        raise
+    except Exception as error:  # there are tensors that cannot even say their shape
+        why = show(str(error).partition("\n")[0])
+        raise ModelFormatError(
+            f"{where}: its tensors cannot be read: {type(error).__name__}: {why}"
+        ) from error
 
 
 def _unwrap(value: Any, torch: Any, where: str) -> dict[str, Any]:
@@ -434,12 +405,12 @@ def _unwrap(value: Any, torch: Any, where: str) -> dict[str, Any]:
             break
         tensors = {
             name: item
-            for name, item in value.items()
+            for name, item in dict.items(value)  # an OrderedDict may bring its own `items`
             if isinstance(name, str) and isinstance(item, torch.Tensor)
         }
         if tensors:
             return tensors
-        inner = {name: item for name, item in value.items() if isinstance(item, dict) and item}
+        inner = {name: item for name, item in dict.items(value) if isinstance(item, dict) and item}
         known = next((name for name in WRAPPERS if name in inner), None)
         if known is None and len(inner) != 1:
             keys = [show(name) for name in list(value)[:8]]
@@ -458,64 +429,3 @@ def _check_tensor(tensor: Any, torch: Any, where: str) -> None:
     # a stride of 0 would let a few bytes pose as gigabytes
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ModelFormatError(f"{where}: its shape {tuple(tensor.shape)} is larger than its data")
-
-
-def _check_zip(stream: BinaryIO, where: str) -> None:
-    """Refuse, before anything is inflated or torch imported, a zip that torch.save did not write.
-
-    torch stores its records uncompressed, so the bytes unpacked can be no more than the file.
-    """
-    size = _check_zip_end(stream, where)
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            infos = archive.infolist()
-    except Exception as error:  # zipfile leaks several kinds
-        raise ModelFormatError(f"{where}: broken zip: {show(str(error))}") from None
-    names = [info.filename for info in infos]
-    if len(set(names)) != len(names):
-        raise ModelFormatError(f"{where}: zip: an entry occurs twice")
-    for info in infos:
-        entry = f"{where}: zip entry {show(info.filename)}"
-        if info.flag_bits & 1:
-            raise ModelFormatError(f"{entry} is encrypted")
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise ModelFormatError(
-                f"{entry} is compressed to {info.compress_size} of {info.file_size} bytes; "
-                "torch.save stores"
-            )
-        if info.filename.endswith("data.pkl") and info.file_size > MAX_PICKLE_BYTES:
-            raise ModelFormatError(
-                f"{entry} has {info.file_size} bytes, at most {MAX_PICKLE_BYTES} are accepted"
-            )
-    if sum(info.file_size for info in infos) > size:
-        raise ModelFormatError(f"{where}: zip: its entries overlap")
-    if any("/code/" in name for name in names):
-        raise ModelFormatError(f"{where}: is a TorchScript program, expected a state dict")
-    if not any(re.fullmatch(r"[^/]+/data\.pkl", name) for name in names):
-        raise ModelFormatError(f"{where}: is a zip without */data.pkl: torch.save did not write it")
-
-
-def _check_zip_end(stream: BinaryIO, where: str) -> int:
-    """Bound the directory before zipfile makes an object of each entry; return the file's size."""
-    size = stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, size - 42))
-    tail = stream.read(42)
-    end = tail[-22:]
-    if end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
-        raise ModelFormatError(
-            f"{where}: zip without its end record in the last 22 bytes: cut short?"
-        )
-    entries, length = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
-    if tail[:4] == b"PK\x06\x07":  # torch always adds the 64-bit end record
-        stream.seek(min(size, int.from_bytes(tail[8:16], "little")))
-        wide = stream.read(56)
-        if wide[:4] != b"PK\x06\x06":
-            raise ModelFormatError(f"{where}: zip: its 64-bit end record is missing")
-        entries = int.from_bytes(wide[32:40], "little")
-        length = int.from_bytes(wide[40:48], "little")
-    if entries > MAX_ENTRIES or length > MAX_DIRECTORY_BYTES:
-        raise ModelFormatError(
-            f"{where}: zip with {entries} entries in a directory of {length} bytes, at most "
-            f"{MAX_ENTRIES} in {MAX_DIRECTORY_BYTES} are accepted"
-        )
-    return size

@@ -39,6 +39,7 @@ File = TypeVar("File", bound="str | os.PathLike[str] | bytes")
 Range = tuple[float, float]
 
 MOST_BESIDE = 8  # pictures at once; each streams all weights, which more threads had better share
+LEAST_RANGE = 1e-30  # between black and white: its inverse must be a float32 too
 STREAM_LOOK_AHEAD = 4  # pictures of a stream that exist at once, finished ones included
 
 
@@ -61,7 +62,7 @@ class Engine:
         the first time, then from a file in the user's cache folder. Only for the CPU. The choice
         decides the last bits of the result.
     size: (height, width) that the first calls will have: memory is laid out and warmed up for it
-        now. Any size works later.
+        now. None takes the model card's, up to a megapixel, else 256 x 256. Any size works later.
 
     Errors: ModelFormatError for a file that is no sound model; OSError for one that cannot be read;
     BackendUnavailable when the back-end, precision or instruction set asked for cannot run here;
@@ -569,9 +570,9 @@ def _model_of(model: Any) -> Model:
 
 
 def _size_of(size: Any, model: Model) -> tuple[int, int]:
-    """The caller's (height, width), else the model card's, else 256 x 256."""
+    """The caller's (height, width), else the model's own."""
     if size is None:
-        size = model.card.get("size", (256, 256))
+        return model.first_size()
     if (
         not isinstance(size, (tuple, list))
         or len(size) != 2
@@ -607,6 +608,13 @@ def _range(value_range: Any) -> Range:
         ) from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"value_range: expected finite black < white, got {value_range!r}")
+    with np.errstate(all="ignore"):  # the core computes in float32, as here
+        width = float(np.float32(high) - np.float32(low))
+    if not LEAST_RANGE <= width < math.inf:
+        raise ValueError(
+            "value_range: expected black and white that differ by "
+            f"{LEAST_RANGE:g} to 3.4e38 in float32, got {value_range!r}"
+        )
     return low, high
 
 

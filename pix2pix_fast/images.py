@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -125,8 +127,8 @@ def take(image: Any, ci: int, layout: Layout | None = None) -> Picture:
 def open_picture(source: Any) -> Image.Image:
     """Open and decode a picture file (path, or its bytes) as an upright PIL image.
 
-    Errors: OSError when the file cannot be read; ValueError for a URL, another format, a damaged
-    file, more than 64 megapixels.
+    Errors: OSError when the file cannot be read; ValueError for a URL, a pipe or device, another
+    format, a damaged file, more than 64 megapixels.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -140,14 +142,15 @@ def open_picture(source: Any) -> Image.Image:
                 f"image: expected a picture file, got the folder {name!r}; "
                 "`pix2pix-fast translate` takes folders"
             )
-        stream: Any = name
     else:
-        from io import BytesIO
-
-        name, stream = f"{len(source)} bytes", BytesIO(source)
+        name = f"{len(source)} bytes"
     try:
-        with Image.open(stream, formats=FORMATS) as image:
+        # Never by its path: Pillow then maps what is not compressed, and a file that is rewritten
+        # changes the picture or kills the process; mapped TIFFs that are turned come out scrambled.
+        with _stream(source) as stream, Image.open(stream, formats=FORMATS) as image:
             check_size(image.height, image.width)
+            if image.format == "TIFF":
+                _check_tiff(image)
             return _upright(image)
     except UnidentifiedImageError:
         raise ValueError(
@@ -163,6 +166,21 @@ def open_picture(source: Any) -> Image.Image:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the file system's word: no such file, no permission
         raise ValueError(f"image: {name}: damaged: {error}") from error
+
+
+def _stream(source: Any) -> BinaryIO:
+    """The bytes of a picture to read; ValueError for a path that is no regular file."""
+    if not isinstance(source, (str, os.PathLike)):
+        return BytesIO(bytes(source))  # BytesIO takes no memoryview with strides
+
+    def opener(name: str, flags: int) -> int:  # without O_NONBLOCK a FIFO would wait for a writer
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    stream = open(os.fsdecode(source), "rb", opener=opener)  # noqa: SIM115, PTH123
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise ValueError("expected a regular file, got a pipe or device; pass the bytes that it gives")
+    return stream
 
 
 def refuse_url(argument: str, name: str) -> None:
@@ -186,6 +204,26 @@ def check_size(h: int, w: int, what: str = "image") -> None:
 
 
 # Picture files and PIL
+
+
+def _check_tiff(image: Any) -> None:
+    """Raise ValueError for a TIFF that unpacks to far more than its picture, or in too many parts."""
+    tags, (w, h) = image.tag_v2, image.size
+    wide, high = -(-w // 16), -(-h // 16)  # in tiles of the least size that TIFF has
+    tile = tags.get(322, 0), tags.get(323, 0)
+    if all(isinstance(side, int) for side in tile):
+        most = max(MAX_PIXELS // 16, wide * high * 256)
+        if tile[0] * tile[1] > most:
+            raise ValueError(
+                f"expected tiles of at most {most} pixels for a picture of {h} x {w}, "
+                f"got {tile[1]} x {tile[0]}; save it again"
+            )
+    most = (h + wide * high) * tags.get(277, 1)  # strips of one row, tiles of 16 x 16, each channel
+    if len(image.tile) > most:
+        raise ValueError(
+            f"expected at most {most} strips or tiles for a picture of {h} x {w}, "
+            f"got {len(image.tile)}; save it again"
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -214,7 +252,14 @@ def _from_pil(image: Image.Image, ci: int, owned: bool) -> Picture:
         )
     check_size(image.height, image.width)
     if not owned:
-        image = _upright(image)
+        try:
+            image = _upright(image)
+        except MemoryError:
+            raise
+        except Exception as error:  # it was opened but not decoded, and Pillow raises nearly anything
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise ValueError(f"image: damaged: {error}") from error
     mode = image.mode
     if mode in ("I", "F", "LAB"):
         raise ValueError(
@@ -225,7 +270,9 @@ def _from_pil(image: Image.Image, ci: int, owned: bool) -> Picture:
         if mode in ("RGBa", "La"):
             image = image.convert(mode.replace("a", "A"))  # undo the premultiplied alpha
         elif mode not in ("1", "LA"):
-            image = image.convert("RGB")
+            # Pillow warns of transparency that RGB drops, though dropping alpha is what is wanted
+            seen = isinstance(image.info.get("transparency"), bytes)
+            image = image.convert("RGBA" if seen else "RGB")
         image = image.convert("L" if ci == 1 else "RGB")
     return replace(_from_array(np.asarray(image), ci, "HWC", "pil"), owned=True)
 
@@ -396,7 +443,8 @@ def _room_in(out: Any, shape: tuple[int, ...], axes: str) -> Room:
         raise ValueError(f"out: expected shape {shape}, got {array.shape}")
     if not array.flags.writeable:
         raise ValueError("out: expected memory that can be written, got a read-only array")
-    if any(stride == 0 and length > 1 for stride, length in zip(array.strides, shape, strict=True)):
+    strides = zip(array.strides, shape, strict=True)
+    if array.size and any(stride == 0 and length > 1 for stride, length in strides):
         raise ValueError("out: expected a place of its own for every pixel, got a broadcast array")
     readable = _readable(dtype)
     if dtype == readable and array.flags.aligned:
@@ -404,7 +452,8 @@ def _room_in(out: Any, shape: tuple[int, ...], axes: str) -> Room:
     result = np.empty(shape, readable)
 
     def finish() -> Any:
-        np.copyto(array, result, casting="same_kind")
+        with np.errstate(over="ignore"):  # float32 beyond float16 becomes inf, as in a new result
+            np.copyto(array, result, casting="same_kind")
         return out
 
     return Room(_nhwc(result, axes), finish)

@@ -49,6 +49,7 @@ FORMAT = 1  # the newest version that this code reads and the one it writes
 MAX_METADATA_BYTES = 1 << 16
 MAX_NESTING = 8
 MAX_TEXT = 4096  # characters in one text of the card
+FIRST_PIXELS = 1 << 20  # that an engine is made ready for because of a card
 OWN_KEY = "pix2pix_fast"  # the metadata entry that makes a safetensors file ours
 
 # -- weights ---------------------------------------------------------------------------------------
@@ -110,6 +111,18 @@ class Model:
         }
         check_shapes(self.architecture, shapes, "model")
         check_card(self.card, "model")
+
+    def first_size(self) -> tuple[int, int]:
+        """(height, width) to be made ready for unasked: the card's up to a megapixel, padding
+        counted, else 256 x 256. A card of a few bytes must not make opening dear."""
+        m = self.architecture.multiple
+        size = self.card.get("size")
+        if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(
+            is_whole(length, 1, FIRST_PIXELS) for length in size
+        ):
+            return 256, 256
+        padded = math.prod(-(-length // m) * m for length in size)
+        return (size[0], size[1]) if padded <= FIRST_PIXELS else (256, 256)
 
     def layers(self, norm: str = "image") -> list[dict[str, Any]]:
         """The layer list of the core, see `Architecture.layers`.

@@ -17,7 +17,7 @@ import numpy as np
 
 from .architecture import Architecture
 from .errors import ModelFormatError
-from .model import Model, StoredTensors
+from .model import Model, StoredTensors, check_shapes
 from .tensorfile import Array, Shape, parse_json, show
 from .tfjs import read_shape, summary, swap_halves
 
@@ -129,4 +129,6 @@ def _pict_names(shapes: dict[str, Shape], where: str) -> tuple[Architecture, dic
                 f"{where}: tensor {show(name)} has shape {shapes[name]}, as our {mine} it must be "
                 f"{need or 'absent'}"
             )
+    # what is missing is named before any code is decoded
+    check_shapes(architecture, {mine: expected[mine] for mine in theirs.values()}, where)
     return architecture, theirs

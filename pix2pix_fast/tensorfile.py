@@ -223,7 +223,8 @@ def to_float32(raw: Array) -> Array:
         wide <<= 16
         value: Array = wide.view(np.float32)
     else:
-        value = raw.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # check_values refuses by name what becomes infinite
+            value = raw.astype(np.float32, copy=False)
     value = value.view()
     value.flags.writeable = False
     return value

@@ -637,7 +637,7 @@ def prepare(
     with `target`, the plain engine into that file, for `capability` if no GPU is here. Errors:
     ValueError for a wrong option, BackendUnavailable, OSError where it cannot be written."""
     form = Form(precision, deconv, norm, pixels=pixels).checked()
-    given = size or tuple(model.card.get("size", (256, 256)))
+    given = size or model.first_size()
     profile = Profile.around((given[0], given[1]), model.architecture.multiple)
     if target is None:
         if capability:

@@ -21,6 +21,8 @@ from .tensorfile import Array, Shape, is_whole, open_file, parse_json, show
 
 MAX_JSON_BYTES = 1 << 19  # a U-Net's graph takes 33 KB
 MAX_LAYERS = 512
+MAX_FILES = 1024  # of all weight groups; the converter writes one for every 4 MB
+MAX_PATH = 255  # characters of a weight file's path
 Json = dict[str, Any]
 
 
@@ -62,7 +64,12 @@ class Graph:
                 f"{self.where}: layer {show(name)} must be called once, is {show(inbound)}"
             )
         inputs, training = [], False
-        for wire in inbound[0] if inbound else []:
+        wires = inbound[0] if inbound else []
+        if not isinstance(wires, list):
+            raise ModelFormatError(
+                f"{self.where}: layer {show(name)} must have a list of inputs, got {show(wires)}"
+            )
+        for wire in wires:
             if (
                 not isinstance(wire, list)
                 or len(wire) not in (3, 4)
@@ -459,10 +466,15 @@ class Weights:
         self.where = where
         self._shapes: dict[str, Shape] = {}
         self._places: dict[str, tuple[list[tuple[Path, int]], int]] = {}  # files, first byte
+        count = 0
         for group in groups:
             if not isinstance(group, dict) or not isinstance(group.get("weights"), list):
                 raise ModelFormatError(f"{where}: a weight group must have paths and weights")
-            files, position = _files(group.get("paths"), folder, where), 0
+            paths = group.get("paths")
+            count += len(paths) if isinstance(paths, list) else 1
+            if count > MAX_FILES:
+                raise ModelFormatError(f"{where}: more than {MAX_FILES} weight files")
+            files, position = _files(paths, folder, where), 0
             for weight in group["weights"]:
                 name, shape = _weight(weight, where)
                 if name in self._shapes:
@@ -506,19 +518,29 @@ def _files(paths: Any, folder: Path, where: str) -> list[tuple[Path, int]]:
         raise ModelFormatError(f"{where}: paths of a weight group must be texts, got {show(paths)}")
     home = folder.resolve()
     files: list[tuple[Path, int]] = []
+    seen: set[tuple[int, int]] = set()  # by device and inode: links make two names of one file
     for text in paths:
         parts = text.split("/")
         bad = not text or "\0" in text or "\\" in text or ":" in text or text.startswith("/")
-        if bad or ".." in parts:
-            raise ModelFormatError(f"{where}: weight path {show(text)} leaves the folder")
+        if bad or ".." in parts or len(text) > MAX_PATH:
+            why = "leaves the folder" if len(text) <= MAX_PATH else f"is longer than {MAX_PATH}"
+            raise ModelFormatError(f"{where}: weight path {show(text)} {why}")
         path = folder / text
-        if not path.resolve().is_relative_to(home):
+        try:
+            inside, found = path.resolve().is_relative_to(home), path.is_file()
+            about = path.stat() if found else None
+        except (OSError, ValueError, RuntimeError) as error:  # links in a ring, no name of this system
+            raise ModelFormatError(
+                f"{where}: weight path {show(text)} cannot be followed: {show(str(error))}"
+            ) from None
+        if not inside:
             raise ModelFormatError(f"{where}: weight path {show(text)} is a link out of the folder")
-        if not path.is_file():
+        if about is None:
             raise ModelFormatError(f"{where}: weight file {show(text)} is missing")
-        if any(path.samefile(other) for other, _ in files):
+        if (about.st_dev, about.st_ino) in seen:
             raise ModelFormatError(f"{where}: weight file {show(text)} is named twice")
-        files.append((path, path.stat().st_size))
+        seen.add((about.st_dev, about.st_ino))
+        files.append((path, about.st_size))
     return files
 
 

@@ -163,6 +163,12 @@ IMAGES: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
     ("out number", PIXELS, {"out": 3}, TypeError, "out: expected an array or tensor ... got int"),
     ("range order", PIXELS, {"value_range": (1, 0)}, ValueError, "value_range: ... got (1, 0)"),
     ("range nan", PIXELS, {"value_range": (0, np.nan)}, ValueError, "value_range: expected finite"),
+    *(
+        (f"range {pair}", PIXELS, {"value_range": pair}, ValueError, "value_range: ... in float32")
+        for pair in (
+            (0, 1e39), (0, 1e-45), (0, 1e-310), (-3.4e38, 3.4e38), (16777216, 16777217), (1e300, 1e301)
+        )
+    ),
     ("range one", PIXELS, {"value_range": 255}, TypeError, "value_range: expected two numbers"),
     ("range three", PIXELS, {"value_range": (0, 1, 2)}, TypeError, "value_range: ... two numbers"),
     ("range text", PIXELS, {"value_range": "ab"}, TypeError, "value_range: expected two numbers"),

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -224,13 +225,24 @@ def test_junyanz_names_in_foreign_safetensors(tmp_path: Path) -> None:
             assert np.allclose(found.tensors[tensor], value, atol=0.01 if name == "bf16" else 0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_doubles_beyond_float32_are_refused_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    state = half(state_of()[1], "float64")
+    state["model.model.0.weight"] *= 1e300
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(ModelFormatError, match="model.model.0.weight.* has NaN or infinite values"):
+        checkpoints.read(tmp_path / "a.safetensors")
+
+
 def test_deep_nests_of_names_cost_nothing() -> None:
     """A name of 60 KB took a gigabyte of prefixes of itself."""
     deep = "model.1.model." + "3.model." * 8000 + "0.weight"
     shapes = {"model.1.model.1.weight": (8, 3, 4, 4), deep: (8, 8, 4, 4)}
     tracemalloc.start()
     try:
-        with pytest.raises(ModelFormatError, match="more than 9 levels"):
+        with pytest.raises(ModelFormatError, match="a name longer than 512"):
             checkpoints.infer(shapes, "x")
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
@@ -301,6 +313,25 @@ def _sparse() -> Any:
     return torch.zeros(4, 2, 4, 4).to_sparse()
 
 
+def _kernels() -> Any:
+    import torch
+
+    return torch.zeros(1, 1, 4, 4)
+
+
+def _nested() -> Any:
+    import torch
+
+    with warnings.catch_warnings():  # "in prototype stage"
+        warnings.simplefilter("ignore")
+        return torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(4, 3)])
+
+
+def _give(value: Any, name: str, what: Any) -> Any:
+    setattr(value, name, what)
+    return value
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "ResNet-9": (lambda: resnet_state(9), "is a ResNet generator with 9 blocks; this engine runs"),
     "ResNet-6": (lambda: prefixed(resnet_state(6), "module."), "ResNet generator with 6 blocks"),
@@ -359,12 +390,20 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "int8": (broken(lambda s: s.update({B1 + "1.weight": _whole_numbers()})), "dtype torch.int8"),
     "sparse": (
         broken(lambda s: s.update({B1 + "1.weight": _sparse()})),
-        "expected a plain dense tensor",
+        "asks for 'torch._utils._rebuild_sparse_tensor', which no state dict needs",
     ),
     "infinite in float32": (
         broken(lambda s: s.update({B1 + "1.weight": s[B1 + "1.weight"].double() * 1e300})),
         "has NaN or infinite",
     ),
+    "many digits": (lambda: {f"model.{'1' * 450}.weight": _kernels()}, "of no network that is known"),
+    "5000 digits": (lambda: {f"model.{'1' * 5000}.weight": _kernels()}, "a name longer than 512"),
+    "many prefixes": (lambda: {"G." * 20_000: _kernels()}, "a name longer than 512"),
+    "nested": (
+        broken(lambda s: s.update({B1 + "1.weight": _nested()})),
+        "asks for 'torch._utils._rebuild_nested_tensor'",
+    ),
+    "attributes": (broken(lambda s: _give(s[B1 + "1.weight"], "detach", 5)), "asks for 'torch"),
     "ten levels": (broken(lambda s: None, num_downs=10, ngf=1), "more than 9 levels of U-Net blocks"),
 }
 
@@ -377,6 +416,30 @@ def test_state_dicts_that_are_no_unet_are_refused_by_name(name: str, tmp_path: P
     with pytest.raises(ModelFormatError, match=message) as caught:
         checkpoints.read(path)
     assert str(caught.value).startswith(str(path))
+
+
+def test_a_dict_with_items_of_its_own_is_a_dict(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    value = with_metadata({"a": {"w": 1}, "b": {"w": 1}})
+    value.extra = 5
+    path = write(value, tmp_path / "net.pth")
+    path.write_bytes(path.read_bytes().replace(b"extra", b"items"))
+    with pytest.raises(ModelFormatError, match="only the entries 'a', 'b'"):
+        checkpoints.read(path)
+
+
+def test_tensors_that_cannot_be_asked_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    path = write(state_of()[1], tmp_path / "net.pth")
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("Internal error: no shape\n(advice)")
+
+    monkeypatch.setattr(checkpoints, "_check_tensor", fail)
+    with pytest.raises(ModelFormatError, match="cannot be read: RuntimeError: .*no shape'$"):
+        checkpoints.read(path)
 
 
 def test_a_missing_or_old_torch_costs_one_sentence(
@@ -644,6 +707,11 @@ def link_out(d: Any, f: Path) -> None:
     (f / "shard1").symlink_to(outside)
 
 
+def link_round(document: Any, folder: Path) -> None:
+    (folder / "round").symlink_to("round")
+    paths_case("round")(document, folder)
+
+
 TFJS_BAD: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
     "kernel 3": (config_case("down_b", "kernel_size", [3, 3]), r"'down_b' .*kernel_size must be \[4, 4\]"),
     "stride 1": (config_case("up_b", "strides", [1, 1]), r"'up_b' .*strides must be \[2, 2\]"),
@@ -706,6 +774,12 @@ TFJS_BAD: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
     "file twice": (paths_case("shard1", "./shard1"), "'./shard1' is named twice"),
     "a folder": (paths_case("sub"), "'sub' is missing"),
     "link out": (link_out, "is a link out of the folder"),
+    "no inputs": (lambda d, f: layer_of(d, "down_b").update(inbound_nodes=[None]), "must have a list of inputs"),
+    "half a character": (paths_case("\ud800"), "cannot be followed"),
+    "link to itself": (link_round, "'round' cannot be followed|'round' is missing"),
+    "long name": (paths_case("a" * 300), "is longer than 255"),
+    "long name of two bytes each": (paths_case("\u00e4" * 200), "cannot be followed"),
+    "many files": (paths_case(*["shard1"] * 2000), "more than 1024 weight files"),
     "too few bytes": (paths_case("shard1"), "hold 1000 bytes, their weights take"),
     "quantized": (weight_case("quantization", {"dtype": "uint8"}), "'down_a/kernel' is quantized"),
     "float16": (weight_case("dtype", "float16"), "'down_a/kernel': dtype 'float16', expected float32"),
@@ -837,6 +911,20 @@ def test_pict_files_that_do_not_fit(
         checkpoints.read(path)
 
 
+def test_a_tensor_missing_in_a_pict_file_is_named_with_the_file(tmp_path: Path) -> None:
+    data = pict_bytes()[0]
+    end = 4 + int.from_bytes(data[:4], "big")
+    names, book, codes = json.loads(data[4:end]), data[end : end + 4 + 1024], data[end + 1032 :]
+    lost = names.pop()  # its codes are the last ones
+    codes = codes[: len(codes) - int(np.prod(lost["shape"]))]
+    text = json.dumps(names).encode()
+    path = tmp_path / "bad.pict"
+    parts = (struct.pack(">I", len(text)), text, book, struct.pack(">I", len(codes)), codes)
+    path.write_bytes(b"".join(parts))
+    with pytest.raises(ModelFormatError, match="bad.pict: tensor '.*' is missing"):
+        checkpoints.read(path)
+
+
 def _nan_codebook(data: bytes) -> bytes:
     place = 4 + int.from_bytes(data[:4], "big") + 4
     return data[:place] + np.float32(np.nan).tobytes() + data[place + 4 :]
@@ -946,6 +1034,17 @@ def overlapping() -> bytes:
     return data[:place] + many + tail
 
 
+def two_directories() -> bytes:
+    """The end record names a directory of deflated entries; just before it stands a harmless one."""
+    bomb = zip_bytes({"a/data.pkl": b".", "a/data/0": BIG}, zipfile.ZIP_DEFLATED)
+    tame = zip_bytes({"a/data.pkl": b".", "a/data/0": b"."})
+    (place, end), (first, last) = (
+        (data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")) for data in (bomb, tame)
+    )
+    directory = tame[first:last]
+    return bomb[:end] + directory + bomb[end : end + 12] + struct.pack("<IIH", len(directory), place, 0)
+
+
 BIG = bytes(64 << 20)
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "deflate": (lambda: zip_bytes({"a/data.pkl": b".", "a/data/0": BIG}, zipfile.ZIP_DEFLATED), "is compressed"),
@@ -961,9 +1060,17 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "entry twice": (
         lambda: zip_bytes({"a/data.pkl": b".", "a/data.pkX": b"."}).replace(b"pkX", b"pkl"), "occurs twice"),
     "comment hides the end": (lambda: zip_bytes({"a/data.pkl": b"."}) + bytes(500), "end record"),
+    "two directories": (two_directories, "does not end at its end record"),
+    "two 64-bit ends": (
+        lambda: zip64_end(zip_bytes({"a/data.pkl": b"."}), 1, 100, at=4), "64-bit end record is not where"),
+    "case": (lambda: zip_bytes({"a/data.pkl": b".", "a/DATA.pkl": b"."}), "occurs twice"),
+    "huge pickle in capitals": (lambda: zip_bytes({"a/DATA.PKL": bytes(2 << 20)}), "at most 1048576"),
+    "two folders": (lambda: zip_bytes({"a/data.pkl": b".", "b/data.pkl": b"."}), "in several folders"),
     "cut": (lambda: zip_bytes({"a/data.pkl": b"." * 99})[:-30], "end record"),
     "encrypted": (lambda: _flag(zip_bytes({"a/data.pkl": b"."}), 1), "is encrypted"),
     "program": (lambda: zip_bytes({"a/data.pkl": b".", "a/code/x.py": b"pass"}), "a TorchScript program"),
+    "older program": (
+        lambda: zip_bytes({"a/data.pkl": b".", "a/constants.pkl": b"."}), "a TorchScript program"),
     "64-bit entries": (lambda: zip64_end(zip_bytes({"a/data.pkl": b"."}), 10**6, 100), "1000000 entries"),
     "64-bit directory": (lambda: zip64_end(zip_bytes({"a/data.pkl": b"."}), 1, 2**40), "directory of 1099511627776"),
 }
@@ -974,9 +1081,9 @@ def _flag(data: bytes, bit: int) -> bytes:
     return data[: place + 8] + struct.pack("<H", bit) + data[place + 10 :]
 
 
-def zip64_end(data: bytes, entries: int, size: int) -> bytes:
+def zip64_end(data: bytes, entries: int, size: int, at: int = -1) -> bytes:
     wide = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, entries, entries, size, 0)
-    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, len(data) - 22, 1)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, len(data) - 22 if at < 0 else at, 1)
     return data[:-22] + wide + locator + data[-22:]
 
 
@@ -1150,3 +1257,119 @@ def test_mutated_checkpoints_are_refused_or_read(tmp_path: Path) -> None:
             path.write_bytes(bytes(mutant))
             with contextlib.suppress(ModelFormatError):
                 assert isinstance(checkpoints.read(path), Model)
+
+
+# Pickles that torch.load itself would suffer from ---------------------------------------------------
+
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}."
+
+
+def nested_tuples(count: int) -> bytes:
+    """(1, 1), the pair of it, the pair of that: hashed 2^count times."""
+    return b"K\x01" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(count))
+
+
+COSTLY: dict[str, tuple[bytes, str]] = {
+    "bytearray of 2 GiB": (b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.", "asks for 'builtins.bytearray'"),
+    "tensor of 4 GiB": (b"\x80\x02ctorch\nTensor\nJ\x00\x00\x02\x00J\x00\x20\x00\x00\x86R.", "asks for 'torch.Tensor'"),
+    "tuples as a key": (b"\x80\x02}" + nested_tuples(60) + b"K\x01s.", "puts one tuple into others"),
+    "tuples as a function": (b"\x80\x02" + nested_tuples(60) + b")R.", "puts one tuple into others"),
+    "a tuple as a key": (b"\x80\x02}K\x01K\x02\x86K\x01s.", "dict keys that are neither"),
+    "lists in lists": (b"\x80\x02" + b"]" * 1_000_000 + b".", "is nested or long"),
+    "marks": (b"\x80\x02" + b"(" * 1_000_000 + b".", "is nested or long"),
+    "many opcodes": (b"\x80\x02]" + b"Na" * 400_000 + b".", "has more than 131072 opcodes"),
+    "a global of 40 KB": (b"\x80\x02c" + b"a." * 20_000 + b"\nx\n.", "a global that cannot be read"),
+    "a long text": (b"\x80\x02X" + struct.pack("<I", 900_000) + b"a" * 900_000 + b".", "a text of 900000 bytes"),
+    "idna": (b"\x80\x02c_codecs\nencode\nX\x01\0\0\0aX\x04\0\0\0idna\x86R.", "asks for '_codecs.encode'"),
+    "a long number": (b"\x80\x02\x8a\x09" + bytes(9) + b".", "a number of more than 8 bytes"),
+    "a list given to many": (b"\x80\x02(]q\x00" + b"ccollections\nOrderedDict\nh\x00\x85R" * 9 + b"t.", "passes"),
+    "a dict built into many": (
+        b"\x80\x02(}q\x00" + b"ccollections\nOrderedDict\n)Rh\x00b" * 9 + b"t.", "gives one state"),
+    "a storage walked through": (b"\x80\x02ctorch\nSize\nNQ\x85R.", "what no state dict passes"),
+    "arguments that are no tuple": (b"\x80\x02ctorch._utils\n_rebuild_parameter\nNQR.", "what no state dict passes"),
+    "protocol 4": (b"\x80\x04}.", "not of protocol 2"),
+    "cut": (b"\x80\x02}X\x10\0\0\0a", "cut short"),
+    "a call of what is no function": (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls 'torch.FloatStorage'"),
+    "a call of a text": (b"\x80\x02X\x01\0\0\0a)R.", "calls what is no function"),
+    "a stack under the mark": (b"\x80\x02}(a.", "takes values that are not there"),
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_costly_pickles_are_refused_unread(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    data, message = COSTLY[name]
+    zipped = zip_bytes({"a/data.pkl": data, "a/version": b"3\n", "a/byteorder": b"little"})
+    for file in (zipped, LEGACY + data):
+        (tmp_path / "a.pth").write_bytes(file)
+        with pytest.raises(ModelFormatError, match=message):
+            checkpoints.read(tmp_path / "a.pth")
+
+
+def test_a_pickle_of_any_size_costs_little(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "a.pth").write_bytes(LEGACY + b"\x80\x02" + b"]" * 8_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelFormatError, match="is nested or long"):
+            checkpoints.read(tmp_path / "a.pth")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_dicts_as_python_2_saved_them(tmp_path: Path) -> None:
+    """OrderedDict([[name, tensor], ...]), and short texts of bytes."""
+    torch = pytest.importorskip("torch")
+    pairs = b"(](U\x01aK\x05e]q\x09(U\x01bK\x06ee\x85"
+    data = b"\x80\x02ccollections\nOrderedDict\n" + pairs.replace(b"(]", b"](]", 1) + b"R."
+    (tmp_path / "a.pth").write_bytes(LEGACY + data + b"\x80\x02]q\x01.")
+    from pix2pix_fast import torchfile
+
+    with (tmp_path / "a.pth").open("rb") as stream:
+        assert torchfile.load(stream, "a") == {"a": 5, "b": 6}
+    assert torch
+
+
+# Run folders ----------------------------------------------------------------------------------------
+
+RUNS: dict[str, tuple[Callable[[], Any], str]] = {
+    "no entries": (lambda: {"format": 1}, "'values' must be a dict, is 'NoneType'"),
+    "values of a number": (lambda: {"format": 1, "values": 5, "g": {}}, "'values' must be a dict, is 'int'"),
+    "no values": (lambda: {"format": 1, "values": {}, "g": {}}, "no state of our training: KeyError"),
+    "format of a tensor": (lambda: {"format": _expanded()}, "has format 'Tensor', this version reads 1"),
+    "a list": (lambda: [1], "has format 'NoneType'"),
+    "a stride of 0": (
+        lambda: {"format": 1, "values": WIDE, "g": {"d1.bias": _expanded()}},
+        "is not that of a generator",
+    ),
+    "wide without tensors": (
+        lambda: {"format": 1, "values": {**WIDE, "ngf": 4096}, "g": {}},
+        "is not that of a generator",
+    ),
+    "deep without end": (
+        lambda: {"format": 1, "values": {**WIDE, "depth": 10**6}, "g": {}}, "depth",
+    ),
+}
+WIDE = {"generator": "unet", "norm": "batch", "eps": 1e-5, "in_channels": 3, "out_channels": 3,
+        "ngf": 8, "depth": 8, "bottleneck_norm": False, "dropout": "none"}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_run_folders_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    build, message = RUNS[name]
+    write(build(), tmp_path / "last.pt")
+    with pytest.raises(ModelFormatError, match=message):
+        checkpoints.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["deflate", "two directories", "huge pickle", "bytearray of 2 GiB"])
+def test_run_folders_have_the_same_guards(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    data, message = (BOMBS[name][0](), BOMBS[name][1]) if name in BOMBS else COSTLY[name]
+    message = "a bare pickle" if data[:2] != b"PK" else message
+    (tmp_path / "last.pt").write_bytes(data)
+    with pytest.raises(ModelFormatError, match=message) as caught:
+        checkpoints.read(tmp_path)
+    assert "weights_only to" not in str(caught.value) and "\n" not in str(caught.value)

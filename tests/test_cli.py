@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -99,6 +100,15 @@ def test_results_below_the_source_are_no_sources(run: Run, path: str, tmp_path: 
     assert run("translate", path, "in", "-o", "in/out").exit_code == 0
     assert run("translate", path, "in", "-o", "in/out", "--overwrite").exit_code == 0
     assert names("in/out") == ["a.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_in_a_folder_is_no_picture(run: Run, path: str, tmp_path: Path) -> None:
+    Image.fromarray(noise((9, 9, 3))).save(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "a.png")
+    result = run("translate", path, tmp_path, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["b.png"]
 
 
 def test_patterns_lists_and_several_files(run: Run, path: str, tmp_path: Path) -> None:

@@ -64,6 +64,10 @@ def test_size_comes_from_the_card() -> None:
         assert engine.info["size"] == (48, 64)
     with Engine(MODEL) as engine:
         assert engine.info["size"] == (256, 256)
+    for size in ([8192, 8192], [65536, 65536], [65536, 99]):  # dear to warm up for, or impossible
+        card = {"size": size}
+        with Engine(model.Model(MODEL.architecture, MODEL.tensors, card)) as engine:
+            assert engine.info["size"] == (256, 256)
 
 
 def test_a_file_and_a_model_give_the_same(engine: Engine, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_importing_the_package_is_cheap() -> None:
 
 # One owner per foreign library (house rule 9); the loader of .pth files owns torch.
 OWNERS = {
-    "torch": {"checkpoints.py", "engine.py", "images.py", "tensorrt.py", "tensorrt_run.py"},
+    "torch": {"torchfile.py", "engine.py", "images.py", "tensorrt.py", "tensorrt_run.py"},
     "onnx": {"onnx_export.py"},
     "click": {"cli"},  # the folder
     "rich": {"cli", "live.py"},

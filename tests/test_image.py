@@ -7,6 +7,9 @@ another road and must get the same result, in the kind, dtype and axis order it 
 from __future__ import annotations
 
 import io
+import os
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -485,6 +488,101 @@ def test_damaged_exif_is_no_reason_to_refuse(engine: Engine, tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_a_picture_keeps_nothing_of_its_file(tmp_path: Path) -> None:
+    """Pillow maps uncompressed files that it opens by path: a file cut short then was a SIGBUS."""
+    for suffix in ("bmp", "tif", "ppm"):
+        path, want = tmp_path / f"a.{suffix}", noise((16, 16))
+        Image.fromarray(want).save(path)
+        picture = images.open_picture(path)
+        with path.open("r+b") as file:  # in place, as a camera's program rewrites it
+            file.write(bytes(path.stat().st_size))
+        np.testing.assert_array_equal(np.asarray(picture), want, suffix)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16"])
+@pytest.mark.parametrize("turn", [5, 6, 8])
+def test_turned_tiffs_are_the_same_from_a_path(tmp_path: Path, mode: str, turn: int) -> None:
+    path = tmp_path / "a.tif"
+    levels = noise((9, 14, 4)) if mode == "CMYK" else noise((9, 14))
+    if mode == "I;16":
+        levels = levels.astype(np.uint16) * 257
+    picture = Image.fromarray(levels, None if mode == "I;16" else mode)
+    if mode == "P":
+        picture.putpalette(bytes(range(256)) * 3)
+    picture.save(path, tiffinfo={0x0112: turn})
+    back = {5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 8: np.rot90}[turn]
+    np.testing.assert_array_equal(np.asarray(images.open_picture(path)), back(levels))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_is_refused_without_waiting(engine: Engine, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.png: expected a regular file, got a pipe"):
+        engine.translate(tmp_path / "a.png")
+
+
+def tiff(entries: dict[int, list[int]], data: bytes = b"") -> bytes:
+    """A little-endian TIFF of 16 x 16 pixels; each entry is a list of 32-bit numbers."""
+    entries = {256: [16], 257: [16], 258: [8], 259: [1], 262: [1], 277: [1], **entries}
+    at = 8 + 2 + 12 * len(entries) + 4
+    table, more = struct.pack("<2sHIH", b"II", 42, 8, len(entries)), data
+    for tag, values in sorted(entries.items()):
+        packed = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            packed, more = struct.pack("<I", at + len(more)), more + packed
+        table += struct.pack("<HHI", tag, 4, len(values)) + packed
+    return table + bytes(4) + more
+
+
+def test_tiffs_that_unpack_beyond_their_picture_are_refused() -> None:
+    side, unpacked = 4096, zlib.compress(bytes(1 << 24))
+    data = {259: [8], 322: [side], 323: [side], 324: [134], 325: [len(unpacked)]}
+    with pytest.raises(ValueError, match="tiles of at most 4194304 pixels .* got 4096 x 4096"):
+        images.open_picture(tiff(data, unpacked))
+    with pytest.raises(ValueError, match="at most 17 strips or tiles .* got 5000"):
+        images.open_picture(tiff({278: [1], 273: [8] * 5000, 279: [4] * 5000}))
+    data = {322: [16], 323: [16], 324: [134], 325: [256]}
+    want = noise((16, 16))
+    picture = images.open_picture(tiff(data, want.tobytes()))
+    np.testing.assert_array_equal(np.asarray(picture), want)
+
+
+def test_bytes_with_strides_are_bytes(engine: Engine, tmp_path: Path) -> None:
+    Image.fromarray(noise((9, 9, 3))).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    spread = memoryview(bytes(byte for one in data for byte in (one, 0)))[::2]
+    want = np.asarray(engine.translate(data))
+    np.testing.assert_array_equal(np.asarray(engine.translate(spread)), want)
+
+
+def test_an_empty_batch_fits_an_empty_out(engine: Engine) -> None:
+    out = np.empty((0, 9, 9, 3), np.uint8)
+    assert engine.translate(np.empty((0, 9, 9, 3), np.uint8), out=out) is out
+    out = np.broadcast_to(np.uint8(0), (0, 9, 9, 3)).copy()
+    assert engine.translate(np.empty((0, 9, 9, 3), np.uint8), out=out) is out
+
+
+def test_a_damaged_picture_that_was_opened_already_is_said_to_be(engine: Engine) -> None:
+    file = io.BytesIO()
+    Image.fromarray(noise((40, 40, 3))).save(file, "PNG")
+    for end in (200, 1000):
+        with pytest.raises(ValueError, match="image: damaged: "):
+            engine.translate(Image.open(io.BytesIO(file.getvalue()[:end])))
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_warns(engine: Engine) -> None:
+    """What is meant: transparency dropped, numbers beyond float16 infinite."""
+    file = io.BytesIO()
+    picture = Image.fromarray(noise((9, 9)), "L").convert("P")
+    picture.save(file, "PNG", transparency=bytes(range(256)))
+    assert engine.translate(file.getvalue()).size == (9, 9)
+    pixels = noise((9, 9, 3)).astype(np.float32) * 4e3
+    for out in (np.empty((9, 9, 3), np.float16), np.empty((9, 9, 3), ">f2")):
+        assert engine.translate(pixels, out=out, value_range=(0, 1e6)) is out
+    assert np.isinf(out).any()
+
+
 def test_mutated_files_fail_cleanly(engine: Engine) -> None:
     """Cut and flipped files of every format: a picture, or ValueError; nothing else."""
     rng = np.random.default_rng(3)

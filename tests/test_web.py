@@ -489,6 +489,16 @@ def test_a_picture_file_of_very_many_parts_is_refused(
         picture(talk.recv(10))
 
 
+def test_a_picture_that_exif_turns_on_its_side_is_refused() -> None:
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(DRAWING[:24]).save(file, "JPEG", exif=exif)
+    height, width = DRAWING[:24].shape[:2]
+    one = protocol.Frame(0, protocol.JPEG, 0, width, height, 1, file.getvalue())
+    with pytest.raises(protocol.BadFrame, match="EXIF turns on its side"):
+        protocol.decode(one)
+
+
 def test_text_in_a_png_file_is_not_unpacked() -> None:
     png = encoded(DRAWING, "PNG")
     texts = png_chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(1000000))) * 60

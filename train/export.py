@@ -181,9 +181,23 @@ def _generator(source: Source, which: Which) -> tuple[nn.Module, dict[str, Any]]
     if isinstance(source, Model):
         return UNet.from_model(source), {}
     saved = _read(Path(source), which)
+    with torch.device("meta"):  # without its memory: the values may ask for any width
+        shapes = networks.make_generator(saved["values"]).state_dict()
+    for name in sorted(shapes.keys() | saved["g"].keys(), key=str):
+        tensor, expected = saved["g"].get(name), shapes.get(name)
+        fits = isinstance(tensor, torch.Tensor) and expected is not None
+        if not fits or tensor.shape != expected.shape or not _whole(tensor):
+            raise state.StateError(
+                f"{source}: the tensor {name!r} is not that of a generator with the state's values"
+            )
     net = networks.make_generator(saved["values"])
     net.load_state_dict(saved["g"])
     return net, saved
+
+
+def _whole(tensor: torch.Tensor) -> bool:
+    """Whether every element has a place: a stride of 0 lets a few bytes pose as gigabytes."""
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _discriminator(source: Source, which: Which) -> networks.PatchGAN | None:

@@ -1,7 +1,7 @@
 """Files of a run, written whole or not at all.
 
 last.pt holds everything that the next step depends on; best.pt the same from the epoch with the
-lowest held-out L1. Both are read with weights_only=True: reading never runs code.
+lowest held-out L1. Both are read by torchfile.py: reading never runs code of theirs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+
+from pix2pix_fast import torchfile
+from pix2pix_fast.errors import ModelFormatError
+from pix2pix_fast.tensorfile import open_file, show
 
 FORMAT = 1
 
@@ -48,15 +52,25 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """The reverse of `save`; StateError when the file is missing, damaged or of a newer format."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        with open_file(path) as stream:
+            state: Any = torchfile.load(stream, str(path), device)
     except FileNotFoundError:
         raise StateError(f"{path} does not exist: nothing to resume there") from None
-    except Exception as error:
-        raise StateError(f"{path} is damaged or not a training state: {error}") from error
+    except ModelFormatError as error:
+        why = str(error).removeprefix(f"{path}: ")
+        raise StateError(f"{path} is damaged or not a training state: {why}") from None
     found = state.get("format") if isinstance(state, dict) else None
-    if found != FORMAT:
-        raise StateError(f"{path} has format {found}, this version reads {FORMAT}")
-    return state
+    if type(found) is not int or found != FORMAT:
+        shown = found if isinstance(found, int) else show(type(found).__name__)
+        raise StateError(f"{path} has format {shown}, this version reads {FORMAT}")
+    for name in ("values", "g"):
+        if not isinstance(state.get(name), dict):
+            raise StateError(
+                f"{path} is damaged or not a training state: its entry {name!r} must be a dict, "
+                f"is {show(type(state.get(name)).__name__)}"
+            )
+    kept: dict[str, Any] = state
+    return kept
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -107,9 +107,9 @@ def _items(source: str, out: str | None = None) -> Iterator[_Item]:
         for folder, folders, names in os.walk(source):
             folders[:] = sorted(name for name in folders if not _same(Path(folder, name), out))
             for name in sorted(names):
-                if name.lower().endswith(SUFFIXES):
+                path = Path(folder, name)
+                if name.lower().endswith(SUFFIXES) and path.is_file():
                     found = True
-                    path = Path(folder, name)
                     yield _Item(str(path), path.relative_to(source))
         if not found:
             raise click.UsageError(f"no pictures ({' '.join(SUFFIXES)}) in {plain(source)}")

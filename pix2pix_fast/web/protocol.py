@@ -140,10 +140,17 @@ def decode(frame: Frame) -> np.ndarray:
             frame.number,
         )
     try:
-        return np.asarray(images.open_picture(data).convert("RGB"))
+        pixels = np.asarray(images.open_picture(data).convert("RGB"))
     except ValueError as error:
         text = str(error).removeprefix("image: ")
         raise BadFrame(f"pixels: {text[:200]}", frame.number) from None
+    if pixels.shape[:2] != (frame.height, frame.width):
+        raise BadFrame(
+            f"pixels: expected {frame.width} x {frame.height} as the header says, got a file that "
+            "its EXIF turns on its side; turn its pixels, or leave EXIF out",
+            frame.number,
+        )
+    return pixels
 
 
 def _bare(frame: Frame) -> bytes:
