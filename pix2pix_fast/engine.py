@@ -94,11 +94,9 @@ class Engine:
         architecture = source.architecture
         self._ci, self._co = architecture.in_channels, architecture.out_channels
         self._multiple = architecture.multiple
-        height, width = self._size = _size_of(size, source)
-        self._check_size(height, width, "size")
-        options = backends.Options(
-            precision, threads, norm, dropout, self._size, tune=tune
-        )
+        self._size, first = _sizes_of(size, source)
+        self._check_size(*self._size, "size")
+        options = backends.Options(precision, threads, norm, dropout, first, tune=tune)
         ours = source is not model  # then its raw weights may go while they are packed
         self._core = chosen.compile(source, options, release=ours)
         # The same where it takes device memory, else None.
@@ -569,17 +567,18 @@ def _model_of(model: Any) -> Model:
     )
 
 
-def _size_of(size: Any, model: Model) -> tuple[int, int]:
-    """The caller's (height, width), else the model's own."""
+def _sizes_of(size: Any, model: Model) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The caller's (height, width), else the model's own; and the one to be made ready for."""
     if size is None:
-        return model.first_size()
+        return model.own_size(), model.first_size()
     if (
         not isinstance(size, (tuple, list))
         or len(size) != 2
         or not all(isinstance(length, int) for length in size)
     ):
         raise TypeError(f"size: expected (height, width) as two ints, got {size!r}")
-    return int(size[0]), int(size[1])
+    given = int(size[0]), int(size[1])
+    return given, given
 
 
 def _one_of(argument: str, value: Any, allowed: tuple[str, ...]) -> None:

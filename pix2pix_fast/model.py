@@ -15,7 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -50,6 +50,7 @@ MAX_METADATA_BYTES = 1 << 16
 MAX_NESTING = 8
 MAX_TEXT = 4096  # characters in one text of the card
 FIRST_PIXELS = 1 << 20  # that an engine is made ready for because of a card
+CARD_PIXELS = 1 << 24  # of a card's size that is believed
 OWN_KEY = "pix2pix_fast"  # the metadata entry that makes a safetensors file ours
 
 # -- weights ---------------------------------------------------------------------------------------
@@ -112,17 +113,28 @@ class Model:
         check_shapes(self.architecture, shapes, "model")
         check_card(self.card, "model")
 
-    def first_size(self) -> tuple[int, int]:
-        """(height, width) to be made ready for unasked: the card's up to a megapixel, padding
-        counted, else 256 x 256. A card of a few bytes must not make opening dear."""
-        m = self.architecture.multiple
+    def own_size(self) -> tuple[int, int]:
+        """(height, width) of the pictures that it was made for: the card's, else the square that its
+        levels shrink to one pixel, as junyanz's unet_128 and unet_256 are named; 256 x 256 for nets
+        of fewer than 7 levels, which say nothing."""
+        depth = self.architecture.depth
+        side = 1 << depth if depth >= 7 else 256
         size = self.card.get("size")
         if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(
-            is_whole(length, 1, FIRST_PIXELS) for length in size
+            is_whole(length, 1, CARD_PIXELS) for length in size
         ):
-            return 256, 256
-        padded = math.prod(-(-length // m) * m for length in size)
-        return (size[0], size[1]) if padded <= FIRST_PIXELS else (256, 256)
+            return side, side
+        return (size[0], size[1]) if self._padded(size) <= CARD_PIXELS else (side, side)
+
+    def first_size(self) -> tuple[int, int]:
+        """(height, width) to be made ready for unasked: its own up to a megapixel, padding counted,
+        else 256 x 256. A card of a few bytes must not make opening dear."""
+        size = self.own_size()
+        return size if self._padded(size) <= FIRST_PIXELS else (256, 256)
+
+    def _padded(self, size: Sequence[int]) -> int:
+        m = self.architecture.multiple
+        return math.prod(-(-length // m) * m for length in size)
 
     def layers(self, norm: str = "image") -> list[dict[str, Any]]:
         """The layer list of the core, see `Architecture.layers`.

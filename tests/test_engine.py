@@ -64,10 +64,19 @@ def test_size_comes_from_the_card() -> None:
         assert engine.info["size"] == (48, 64)
     with Engine(MODEL) as engine:
         assert engine.info["size"] == (256, 256)
-    for size in ([8192, 8192], [65536, 65536], [65536, 99]):  # dear to warm up for, or impossible
-        card = {"size": size}
-        with Engine(model.Model(MODEL.architecture, MODEL.tensors, card)) as engine:
+    for size in ([8192, 8192], [65536, 65536], [65536, 999]):  # not to be believed
+        made = model.Model(MODEL.architecture, MODEL.tensors, {"size": size})
+        with Engine(made) as engine:
             assert engine.info["size"] == (256, 256)
+    made = model.Model(MODEL.architecture, MODEL.tensors, {"size": [2048, 1024]})
+    with Engine(made) as engine:  # dear to warm up for
+        assert engine.info["size"] == (2048, 1024) and made.first_size() == (256, 256)
+        assert engine.stats["workspace_bytes"] < 16 << 20
+
+
+@pytest.mark.parametrize(("depth", "side"), [(6, 256), (7, 128), (8, 256), (9, 512)])
+def test_size_of_a_model_without_a_card(depth: int, side: int) -> None:
+    assert tiny_model(depth=depth, ngf=2).own_size() == (side, side)
 
 
 def test_a_file_and_a_model_give_the_same(engine: Engine, tmp_path: Path) -> None:
