@@ -31,7 +31,7 @@ from . import images
 from .errors import VideoError
 from .video_frames import pyav
 from .video_in import Audio, Frame, Options, Reader
-from .video_out import ENCODERS, PRESETS, Output, check_target
+from .video_out import ENCODERS, PRESETS, Output, check_target, sound_for
 
 if TYPE_CHECKING:
     from .engine import Engine, Lanes
@@ -235,14 +235,17 @@ class _Run:
         with Reader(self._source, self._engine, self._options, self._report) as reader:
             plan = reader.plan()
             sheet = 2 if self._options.side_by_side else 1
+            audio, late_sound = sound_for(
+                self._target, reader.audio, reader.silent, self._report.warn
+            )
             output = Output(
                 self._target,
                 plan.height,
                 plan.width * sheet,
                 encoder=encoder,
                 plan=plan,
-                audio=reader.audio,
-                late_sound=reader.sound_is_late(),
+                audio=audio,
+                late_sound=late_sound,
                 warn=self._report.warn,
             )
             threads = [

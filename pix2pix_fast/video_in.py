@@ -26,6 +26,8 @@ FORMATS = (
     "m4v,wav,mp3,flac,aac,mjpeg,dv,rm,apng,av1,obu,3gp"
 )
 
+BEHIND = 10  # seconds; sound further behind its pictures there is none
+
 
 class Options(NamedTuple):
     start: float | None
@@ -55,6 +57,14 @@ def _decimal(seconds: float) -> Fraction:
 def _time(packet: Any) -> Fraction | None:
     stamp = packet.pts if packet.pts is not None else packet.dts
     return Fraction(stamp * packet.time_base) if stamp is not None and packet.time_base else None
+
+
+def _is_eac3_as_ac3(packet: Any) -> bool:
+    """NUT calls both AC-3; MP4's header, which keeps them apart, is not written from the wrong one."""
+    if packet.stream.codec_context is None or packet.stream.codec_context.name != "ac3":
+        return False
+    head = bytes(packet)[:6]
+    return len(head) == 6 and head[5] >> 3 > 10  # bsid
 
 
 class Reader:
@@ -178,27 +188,35 @@ class Reader:
         self._sought = start - back if found else None
         return frame
 
-    def sound_is_late(self) -> bool:
-        """Whether a track of sound has no packet in the first second of the result: a look ahead,
-        through a reader of its own."""
-        if not self.audio:
-            return False
+    def silent(self, seconds: int | None = None) -> set[int]:
+        """The tracks of sound without a packet in the first `seconds` of the result, or in all of it:
+        a look ahead, through a reader of its own."""
         silent = {stream.index for stream in self.audio}
-        first = self._first or Fraction(0)
+        if not silent:
+            return silent
+        first, end, clock = self._first or Fraction(0), self._end, Clock(self._origin)
+        enough = end + BEHIND if end is not None else None
+        if seconds is not None:
+            enough = first + seconds
+        heard = {*silent, self._video.index}
         with suppress(VideoError, OSError, pyav().FFmpegError), open_clip(self._source) as clip:
             if self._sought is not None:
                 clip.seek(int((self._sought + self._origin) * 1_000_000), backward=True)
             for packet in demuxed(clip):
                 if not silent:
                     break
-                when = _time(packet) if packet.size else None
+                if packet.stream_index not in heard or not packet.size or not packet.time_base:
+                    continue
+                clock.move(packet)
+                when = _time(packet)
                 if when is None:
                     continue
-                if packet.stream_index == self._video.index and when > first + self._origin + 1:
-                    break
-                if when >= first + self._origin:
+                if packet.stream_index == self._video.index:
+                    if enough is not None and when > enough:
+                        break
+                elif when >= first and (end is None or when < end) and not _is_eac3_as_ac3(packet):
                     silent.discard(packet.stream_index)
-        return bool(silent)
+        return silent
 
     def _seek(self, when: Fraction) -> bool:
         self._decoded.close()  # type: ignore[attr-defined]
@@ -232,8 +250,8 @@ class Reader:
                         self._report.warn("times jump within the clip; what follows was moved")
                 self._note(packet)
                 if self._over and packet.stream is video:
-                    if self._reached[packet.stream_index] > (self._end or 0) + 10:
-                        return  # sound this far behind its pictures there is none
+                    if self._reached[packet.stream_index] > (self._end or 0) + BEHIND:
+                        return
                     continue
             if packet is not None and packet.stream is not video:
                 if packet.stream_index in wanted and packet.size:

@@ -144,7 +144,7 @@ class _Track:
     _filter: Any = None
 
     def __init__(self, source: Any) -> None:
-        self._source = source
+        self._source, self.index = source, source.index
         self.name = source.codec_context.name if source.codec_context else "unknown sound"
 
     @property
@@ -154,6 +154,11 @@ class _Track:
         return self.name in ("mp3", "flac", "alac", "opus", "aac") and (
             self.name == "mp3" or bool(context.extradata)
         )
+
+    @property
+    def is_undescribed(self) -> bool:
+        """Whether the clip has lost what MP4's header needs, as damaged ones may: 19 bytes of Opus."""
+        return self.name == "opus" and len(self._source.codec_context.extradata or b"") < 19
 
     def copied(self, packet: Any, *, adts: bool) -> list[Any]:
         """The packet as the container wants it. AAC from MPEG-TS has a header in every packet (ADTS),
@@ -168,6 +173,32 @@ class _Track:
         for one in made:
             one.stream, one.time_base = self.stream, base
         return made
+
+
+def sound_for(
+    target: Path,
+    audio: list[Any],
+    silent: Callable[[int | None], set[int]],
+    warn: Callable[[str], None],
+) -> tuple[list[Any], bool]:
+    """The tracks that the target's header can describe, and whether one of them begins late.
+
+    One that it cannot leaves MP4 without any header, and FFmpeg says nothing of it.
+    silent: gives the tracks without a packet in the first seconds of the result; None: in all of it."""
+    late = silent(1)
+    if CONTAINERS[target.suffix.lower()] != "mp4":
+        return audio, bool(late)
+    tracks = [_Track(one) for one in audio]
+    empty = silent(None) if any(one.index in late and not one.in_header for one in tracks) else set()
+    kept = []
+    for source, track in zip(audio, tracks, strict=True):
+        if track.is_undescribed:
+            warn(f"sound left out: {track.name} without its header (OpusHead), which mp4 needs")
+        elif track.index in empty and not track.in_header:
+            warn(f"sound left out: {track.name} without a packet that mp4 can describe it by")
+        else:
+            kept.append(source)
+    return kept, any(source.index in late for source in kept)
 
 
 class Output:
@@ -352,12 +383,28 @@ class Output:
             if self._file is not None:
                 self._file.close(sync=True)
             self._check_disk()
+            self._check_readable()
             self._part.replace(self._target)
         except BaseException as error:
             self.abandon()
             if isinstance(error, pyav().FFmpegError):
                 raise VideoError(f"{self._target} cannot be written: {said(error)}") from error
             raise
+
+    def _check_readable(self) -> None:
+        """FFmpeg may close a film whose header it could not write without a word."""
+        try:
+            with pyav().open(f"file:{self._part}", options={"protocol_whitelist": "file"}) as film:
+                if film.streams.video:
+                    return
+            why = "it has no pictures"
+        except (pyav().FFmpegError, OSError, ValueError) as error:
+            why = said(error)
+        self._file = None  # the part stays: it may be all that there is
+        raise VideoError(
+            f"{self._part} was written but cannot be read ({why}); try another container, such as "
+            f"{self._target.stem}.mkv, or leave the sound out, and remove the .part"
+        )
 
     def abandon(self) -> None:
         if self._container is not None:

@@ -250,3 +250,43 @@ def test_the_part_grows_although_sound_is_late(sound_at: float, tmp_path: Path) 
     assert sizes[120] > 2000 and len(times_of(target)) == 250
     if sound_at:
         assert abs(offset(source) - offset(target)) <= 0.03
+
+
+@pytest.mark.parametrize("codec", ["ac3", "eac3"])
+@pytest.mark.parametrize("part", [{"start": 2}, {"end": 0.5}], ids=["after", "before"])
+def test_a_part_without_the_sound_can_be_read(codec: str, part: Any, tmp_path: Path) -> None:
+    """MP4 describes some sound by its first packet: without one FFmpeg left out the whole header."""
+    source = film(tmp_path / "in.mkv", 75, sound=codec, sound_s=0.5, sound_at=1)
+    for name in ("out.mp4", "out.mov", "out.mkv"):
+        report = translated(source, tmp_path / name, **part)
+        assert report.complete and len(times_of(tmp_path / name)) == report.frames > 0
+        told = [f"sound left out: {codec} without a packet that mp4 can describe it by"]
+        assert report.warnings == (told if name == "out.mp4" else [])
+
+
+def test_eac3_that_is_called_ac3_is_left_out_of_mp4(tmp_path: Path) -> None:
+    source = film(tmp_path / "in.nut", 25, sound="eac3")
+    report = translated(source, tmp_path / "out.mp4")
+    assert len(times_of(tmp_path / "out.mp4")) == report.frames == 25
+    assert (report.audio_packets, len(report.warnings)) == (0, 1)
+
+
+def test_opus_that_lost_its_header_is_left_out_of_mp4(tmp_path: Path) -> None:
+    source = film(tmp_path / "in.mkv", 25, sound="libopus")
+    whole = source.read_bytes()
+    assert whole.count(b"\x63\xa2\x93OpusHead") == 1
+    source.write_bytes(whole.replace(b"\x63\xa2\x93OpusHead", b"\x63\xaf\x93OpusHead"))
+    report = translated(source, tmp_path / "out.mp4")
+    assert len(times_of(tmp_path / "out.mp4")) == report.frames == 25
+    assert report.warnings == ["sound left out: opus without its header (OpusHead), which mp4 needs"]
+
+
+def test_a_result_that_cannot_be_read_keeps_its_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a track gets past what is checked before."""
+    source = film(tmp_path / "in.nut", 25, sound="eac3")
+    monkeypatch.setattr("pix2pix_fast.video.sound_for", lambda target, audio, *_: (audio, False))
+    with pytest.raises(VideoError, match=r"out.mp4.part was written but cannot be read .*out.mkv"):
+        translated(source, tmp_path / "out.mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.nut", "out.mp4.part"]
