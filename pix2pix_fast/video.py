@@ -98,7 +98,8 @@ def translate_video(
     deflicker: 0 is off; up to 1: how much of the last result stays where the input has not changed.
     audio: "copy" takes the packets as they are, "drop" leaves them out.
     codec, quality, preset: "h264" or "hevc", the encoder's constant rate factor and its preset, or
-        "quick": for H.264, superfast in two thirds of its time, with 4 to 7 % more bytes.
+        "quick": for H.264, superfast in two thirds of its time, with 4 to 7 % more bytes. HEVC needs
+        pictures of at least 64x64.
     progress: called with the report so far and the expected count of frames, in this thread.
 
     Errors: FileNotFoundError, FileExistsError; VideoError for what is no video or cannot be written;

@@ -27,6 +27,7 @@ QUICK = {
 }
 TAGS = ("title", "artist", "album", "date", "comment", "copyright", "language")
 NAMES = {"libx264": "H.264", "libx265": "HEVC"}
+HEVC_LEAST = 64  # pixels each way: of narrower pictures libx265 writes outside its memory
 
 
 class Plan(NamedTuple):
@@ -226,6 +227,11 @@ class Output:
             warn(
                 f"{width}x{height} became {self._even[1]}x{self._even[0]}: "
                 f"{NAMES[encoder[0]]} needs even sizes, the last row or column is repeated"
+            )
+        if encoder[0] == "libx265" and min(self._even) < HEVC_LEAST:
+            raise VideoError(
+                f"{target}: HEVC's encoder needs pictures of at least {HEVC_LEAST}x{HEVC_LEAST}, "
+                f"these are {self._even[1]}x{self._even[0]}; take h264"
             )
         self._plan, self._convert, self._warn = plan, Converter(), warn
         self._tracks: dict[int, _Track] = {}

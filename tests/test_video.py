@@ -270,11 +270,22 @@ def test_hevc_is_what_apple_plays_and_its_encoder_is_quiet(
     odd = tmp_path / "odd.mkv"
     with av.open(str(odd), "w") as output:
         stream = output.add_stream("ffv1", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 33, 31, "yuv444p"
-        output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0, 31, 33), format="rgb24")))
+        stream.width, stream.height, stream.pix_fmt = 67, 65, "yuv444p"
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0, 65, 67), format="rgb24")))
         output.mux(stream.encode())
     report = translate_video(engine, odd, tmp_path / "b.mp4", codec="hevc")
-    assert report.warnings == ["33x31 became 34x32: HEVC needs even sizes, the last row or column is repeated"]
+    assert report.warnings == ["67x65 became 68x66: HEVC needs even sizes, the last row or column is repeated"]
+
+
+@pytest.mark.parametrize("size", [(62, 96), (96, 40)])
+def test_hevc_of_narrow_films_is_refused(
+    engine: Engine, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """Its encoder broke the heap and ended the process."""
+    source = clip(tmp_path / "in.mkv", EVEN[:2], size=size)
+    with pytest.raises(VideoError, match=f"at least 64x64, these are {size[1]}x{size[0]}; take h264"):
+        translate_video(engine, source, tmp_path / "out.mp4", codec="hevc")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
 
 
 def test_an_encoder_that_fails_is_named(tmp_path: Path) -> None:
