@@ -143,6 +143,8 @@ def live(
         images.refuse_url("record", os.fsdecode(record))
         target = Path(os.fsdecode(record))
         check_target(target, overwrite)
+        if isinstance(source, File) and target.exists() and source.path.samefile(target):
+            raise ValueError(f"record: {target} is the source itself; give the recording another name")
         recorder = _Recorder(target, (ENCODERS[codec], quality, "quick"))
     pyav()
     report = LiveReport() if report is None else report
@@ -486,13 +488,13 @@ class File(_Decoder):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         images.refuse_url("file", os.fsdecode(path))
-        self._path = Path(os.fsdecode(path))
-        self.name = str(self._path)
-        if not self._path.exists():
+        self.path = Path(os.fsdecode(path))
+        self.name = str(self.path)
+        if not self.path.exists():
             raise FileNotFoundError(2, "No such file", self.name)
 
     def shots(self, stop: threading.Event) -> Iterator[Shot]:
-        with open_clip(self._path) as container:
+        with open_clip(self.path) as container:
             video = pick_video(container, self.name)
             base = video.time_base or MILLISECOND
             clock, times = Clock(Fraction(0)), FrameTimes(container.format.name)

@@ -181,6 +181,23 @@ def test_a_film_at_its_own_rate_recorded_and_mirrored(engine: Engine, tmp_path: 
     assert not np.array_equal(results[0], upright[0])
 
 
+@pytest.mark.parametrize("kind", ["itself", "hard link", "symbolic link"])
+def test_a_recording_does_not_replace_its_source(
+    engine: Engine, tmp_path: Path, kind: str
+) -> None:
+    source, target = clip(tmp_path / "in.mp4", [0, 40]), tmp_path / "out.mp4"
+    if kind == "itself":
+        target = source
+    elif kind == "hard link":
+        os.link(source, target)
+    else:
+        target.symlink_to(source)
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match=f"record: .*{target.name} is the source itself; give"):
+        live(engine, File(source), record=target, overwrite=True)
+    assert source.read_bytes() == target.read_bytes() == before
+
+
 def test_a_lost_source_leaves_a_whole_recording(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="fake camera"):
         live(engine, Fake(5, 0.02, "fails"), record=tmp_path / "out.mp4", retries=0)
