@@ -123,7 +123,8 @@ def live(
     notice: called at once with each warning.
     report: to be filled, for who wants the figures of a run that fails.
 
-    Errors: VideoError when the source cannot be opened or is lost for good (a recording is kept);
+    Errors: VideoError when the source cannot be opened or is lost for good, or the disk is full (a
+    recording is kept, as NAME.part where the disk is full);
     FileExistsError; BackendUnavailable without PyAV; ValueError and TypeError for wrong arguments.
     Ctrl-C is no error here: it ends the work.
     """
@@ -358,7 +359,9 @@ class _Recorder:
             if aspect and not array and Converter().orientation(frame)[0]:
                 aspect = 1 / aspect
             plan = Plan(height, width, MILLISECOND, Fraction(30), aspect, 1, 1)
-            self._output = Output(self._target, height, width, encoder=self._encoder, plan=plan)
+            self._output = Output(
+                self._target, height, width, encoder=self._encoder, plan=plan, keep=True
+            )
             self._first = shot.at
             self._thread = threading.Thread(target=self._write, args=(self._output,), daemon=True)
             self._thread.start()

@@ -203,10 +203,11 @@ def sound_for(
 
 
 class Output:
-    """NAME.part, which becomes NAME by finish() and nothing by abandon()."""
+    """NAME.part, which becomes NAME by finish() and, unless it is kept, nothing by abandon()."""
 
     _container: Any = None
     _file: _PartFile | None = None
+    _keep = False  # of a file that could not be begun there is nothing to keep
 
     def __init__(
         self,
@@ -218,8 +219,10 @@ class Output:
         plan: Plan,
         audio: list[Any] | None = None,
         late_sound: bool = False,
+        keep: bool = False,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
+        """keep: a failure leaves NAME.part and says so, as a recording cannot be made again."""
         self._target, self._part = target, part_of(target)
         self._shape = (height, width)
         self._even = (height + height % 2, width + width % 2)
@@ -252,6 +255,7 @@ class Output:
             if isinstance(error, (VideoError, FileExistsError)) or not isinstance(error, Exception):
                 raise
             raise VideoError(f"{target} cannot be written: {said(error)}") from error
+        self._keep = keep
 
     def _kind(self) -> str:
         return CONTAINERS[self._target.suffix.lower()]
@@ -380,7 +384,8 @@ class Output:
 
     def _check_disk(self) -> None:
         if self._file is not None and (error := self._file.error) is not None:
-            raise VideoError(f"{self._part} cannot be written: {said(error)}") from error
+            kept = "; what was written until then is kept there" if self._keep else ""
+            raise VideoError(f"{self._part} cannot be written: {said(error)}{kept}") from error
 
     def finish(self) -> None:
         """Close, and give the file its name."""
@@ -419,4 +424,5 @@ class Output:
         if self._file is not None:  # else the file of that name is not ours
             self._file.close()
             self._file = None
-            self._part.unlink(missing_ok=True)
+            if not self._keep:
+                self._part.unlink(missing_ok=True)
