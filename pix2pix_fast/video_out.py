@@ -242,20 +242,33 @@ class Output:
         self._late_sound, self._steps = late_sound, _Steps()
         self._refused = False  # what FFmpeg wrote at the last picture
         try:
-            self._open(encoder, audio or [])
-        except ValueError as error:
-            if not self._tracks:
+            try:
+                self._open(encoder, audio or [])
+            except (ValueError, pyav().FFmpegError):
                 self.abandon()
-                raise VideoError(f"{target} cannot be written: {said(error)}") from error
-            self.abandon()
-            warn(f"sound left out: {self._kind()} does not take {self._sounds()}")
-            self._open(encoder, [])
+                # a header that fails does not say by which track
+                self._open(encoder, self._taken(encoder, audio or []))
         except BaseException as error:
             self.abandon()
             if isinstance(error, (VideoError, FileExistsError)) or not isinstance(error, Exception):
                 raise
             raise VideoError(f"{target} cannot be written: {said(error)}") from error
         self._keep = keep
+
+    def _taken(self, encoder: tuple[str, int, str], audio: list[Any]) -> list[Any]:
+        """The tracks with which the file can be begun; the others are named in warnings."""
+        taken: list[Any] = []
+        for source in audio:
+            try:
+                self._open(encoder, [*taken, source])
+            except (ValueError, pyav().FFmpegError) as error:
+                name = _Track(source).name
+                self._warn(f"sound left out: {self._kind()} does not take {name} ({said(error)})")
+            else:
+                taken.append(source)
+            finally:
+                self.abandon()
+        return taken
 
     def _kind(self) -> str:
         return CONTAINERS[self._target.suffix.lower()]
@@ -307,13 +320,9 @@ class Output:
         self._tracks = {}
         for source in audio:
             track = _Track(source)
-            try:
-                track.stream = self._container.add_stream_from_template(source)
-            except (ValueError, av.FFmpegError):
-                self._warn(f"sound left out: {self._kind()} does not take {track.name}")
-            else:
-                track.stream.metadata.update(tags(source.metadata))
-                self._tracks[source.index] = track
+            track.stream = self._container.add_stream_from_template(source)
+            track.stream.metadata.update(tags(source.metadata))
+            self._tracks[source.index] = track
         self._container.start_encoding()
 
     def picture(

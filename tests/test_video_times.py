@@ -61,6 +61,34 @@ def film(
     return path
 
 
+def with_tracks(path: Path, codecs: list[str]) -> Path:
+    """25 frames and a second of each of `codecs`, one track each."""
+    packets: list[Any] = []
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        tracks = []
+        for codec in codecs:
+            tracks.append(output.add_stream(codec, rate=48000, layout="stereo"))
+        for index in range(25):
+            packets += stream.encode(av.VideoFrame.from_ndarray(picture(index), "rgb24"))
+        packets += stream.encode()
+        for track in tracks:
+            track.codec_context.open(strict=False)
+            size, kind = track.codec_context.frame_size or 1024, track.codec_context.format.name
+            dtype = {"flt": np.float32, "s16": np.int16, "s32": np.int32}[kind.rstrip("p")]
+            shape = (2, size) if kind.endswith("p") else (1, 2 * size)
+            for index in range(48000 // size):
+                block = av.AudioFrame.from_ndarray(np.zeros(shape, dtype), kind, "stereo")
+                block.sample_rate, block.time_base = 48000, Fraction(1, 48000)
+                block.pts = index * size
+                packets += track.encode(block)
+            packets += track.encode()
+        packets.sort(key=lambda packet: packet.dts * packet.time_base)
+        output.mux(packets)
+    return path
+
+
 def translated(source: Path, target: Path, **options: Any) -> VideoReport:
     return translate_video(Identity(), source, target, overwrite=True, **options)  # type: ignore[arg-type]
 
@@ -290,3 +318,26 @@ def test_a_result_that_cannot_be_read_keeps_its_part(
     with pytest.raises(VideoError, match=r"out.mp4.part was written but cannot be read .*out.mkv"):
         translated(source, tmp_path / "out.mp4")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.nut", "out.mp4.part"]
+
+
+def test_a_track_that_is_not_taken_takes_no_other_along(tmp_path: Path) -> None:
+    """MOV has no Opus: what it said was that it had no AAC either."""
+    source = with_tracks(tmp_path / "in.mkv", ["libopus", "aac"])
+    report = translated(source, tmp_path / "out.mov")
+    assert [warning.split(" (")[0] for warning in report.warnings] == ["sound left out: mov does not take opus"]
+    with av.open(str(tmp_path / "out.mov")) as container:
+        assert [stream.codec_context.name for stream in container.streams] == ["h264", "aac"]
+    assert report.audio_packets == len(packet_times(tmp_path / "out.mov", "audio")) > 40
+
+
+def test_sound_that_is_not_taken_does_not_end_the_film(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What FFmpeg says of TrueHD in MP4, that it is experimental, is no ValueError."""
+    source = with_tracks(tmp_path / "in.mkv", ["pcm_s16le"])
+    # a track by name only, which has no packets
+    monkeypatch.setattr("pix2pix_fast.video.sound_for", lambda target, audio, *_: (audio, False))
+    source.write_bytes(source.read_bytes().replace(b"A_PCM/INT/LIT", b"A_TRUEHD".ljust(13, b"\0")))
+    report = translated(source, tmp_path / "out.mp4")
+    assert (report.frames, report.audio_packets, len(times_of(tmp_path / "out.mp4"))) == (25, 0, 25)
+    assert len(report.warnings) == 1 and "sound left out: mp4 does not take truehd" in report.warnings[0]
