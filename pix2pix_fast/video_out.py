@@ -25,6 +25,7 @@ QUICK = {
     "libx264": {"preset": "superfast", "x264-params": "cabac=0:partitions=none:weightp=0"},
     "libx265": {"preset": "superfast"},
 }
+LAYOUTS = {2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}  # FFmpeg's own
 TAGS = ("title", "artist", "album", "date", "comment", "copyright", "language")
 NAMES = {"libx264": "H.264", "libx265": "HEVC"}
 HEVC_LEAST = 64  # pixels each way: of narrower pictures libx265 writes outside its memory
@@ -160,6 +161,15 @@ class _Track:
     def is_undescribed(self) -> bool:
         """Whether the clip has lost what MP4's header needs, as damaged ones may: 19 bytes of Opus."""
         return self.name == "opus" and len(self._source.codec_context.extradata or b"") < 19
+
+    @property
+    def usual_layout(self) -> str | None:
+        """Of PCM that is said to have some channels and not which: MP4's header names them."""
+        if not self.name.startswith("pcm_"):
+            return None
+        layout = self._source.codec_context.layout
+        unsaid = layout.name == f"{layout.nb_channels} channels"
+        return LAYOUTS.get(layout.nb_channels) if unsaid else None
 
     def copied(self, packet: Any, *, adts: bool) -> list[Any]:
         """The packet as the container wants it. AAC from MPEG-TS has a header in every packet (ADTS),
@@ -321,6 +331,8 @@ class Output:
         for source in audio:
             track = _Track(source)
             track.stream = self._container.add_stream_from_template(source)
+            if self._kind() == "mp4" and (layout := track.usual_layout):
+                track.stream.codec_context.layout = layout
             track.stream.metadata.update(tags(source.metadata))
             self._tracks[source.index] = track
         self._container.start_encoding()

@@ -341,3 +341,13 @@ def test_sound_that_is_not_taken_does_not_end_the_film(
     report = translated(source, tmp_path / "out.mp4")
     assert (report.frames, report.audio_packets, len(times_of(tmp_path / "out.mp4"))) == (25, 0, 25)
     assert len(report.warnings) == 1 and "sound left out: mp4 does not take truehd" in report.warnings[0]
+
+
+def test_pcm_without_named_channels(tmp_path: Path) -> None:
+    """Matroska names no channels; MP4 has to, and FFmpeg left out the whole header."""
+    source = with_tracks(tmp_path / "in.mkv", ["pcm_s16le"])
+    report = translated(source, tmp_path / "out.mp4")
+    assert (report.warnings, len(times_of(tmp_path / "out.mp4"))) == ([], 25)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.audio[0].layout.name == "stereo"
+        assert sum(frame.samples for frame in container.decode(audio=0)) > 46_000
