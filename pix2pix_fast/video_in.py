@@ -165,7 +165,7 @@ class Reader:
         start, back = self._first or Fraction(0), Fraction(0)
         while True:
             found = start > back and self._seek(start - back)
-            if not found and back:
+            if not found and start:  # also after a search that failed: it may have moved on
                 self._container.close()
                 self._open()
             frame = None

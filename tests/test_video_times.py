@@ -224,6 +224,15 @@ def test_a_part_of_a_film_without_an_index(name: str, codec: str, start: float, 
     assert near[0] == min(near), near
 
 
+@pytest.mark.parametrize(("name", "codec"), [("in.h264", "libx264"), ("in.hevc", "libx265")])
+def test_a_part_of_a_raw_stream(name: str, codec: str, tmp_path: Path) -> None:
+    """A search for a time fails there."""
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    report = translated(film(tmp_path / name, 75, codec=codec, options=options), tmp_path / "out.mp4", start=1)
+    assert (report.frames, report.complete, report.warnings) == (50, True, [])
+    assert times_of(tmp_path / "out.mp4")[0] == 0
+
+
 @pytest.mark.parametrize("name", ["in.mkv", "in.flv", "in.mp4", "in.ts"])
 @pytest.mark.parametrize("audio", ["copy", "drop"])
 def test_sound_may_be_longer_than_the_pictures(name: str, audio: Any, tmp_path: Path) -> None:
