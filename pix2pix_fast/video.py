@@ -138,6 +138,8 @@ def _check_paths(src: Any, dst: Any, overwrite: bool) -> tuple[Path, Path]:
         raise FileNotFoundError(2, "No such file", str(source))
     if source.is_dir():
         raise VideoError(f"{source} is a folder; expected a video file")
+    if not source.is_file():  # films are opened more than once, to look ahead
+        raise VideoError(f"{source} is a pipe or a device; expected a file: write the film to one first")
     check_target(target, overwrite)
     if target.exists() and source.samefile(target):
         raise ValueError(f"dst: {target} is src itself; give the result another name")

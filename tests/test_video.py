@@ -450,6 +450,16 @@ def test_real_clips(
     assert times_of(tmp_path / "out.mp4") == [t - times[0] for t in times][:length]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no FIFOs")
+def test_pipes_are_refused(engine: Engine, tmp_path: Path) -> None:
+    """What had gone through was lost to the second look: some frames only, or none for ever."""
+    import os
+
+    os.mkfifo(tmp_path / "in.mkv")
+    with pytest.raises(VideoError, match=r"in.mkv is a pipe or a device; expected a file"):
+        translate_video(engine, tmp_path / "in.mkv", tmp_path / "out.mkv")
+
+
 def test_each_complaint_names_the_file_and_what_was_expected(engine: Engine, tmp_path: Path) -> None:
     source = clip(tmp_path / "in.mp4", EVEN)
     (tmp_path / "empty.mp4").touch()
