@@ -146,7 +146,7 @@ def live(
         check_target(target, overwrite)
         if isinstance(source, File) and target.exists() and source.path.samefile(target):
             raise ValueError(f"record: {target} is the source itself; give the recording another name")
-        recorder = _Recorder(target, (ENCODERS[codec], quality, "quick"))
+        recorder = _Recorder(target, (ENCODERS[codec], quality, "quick"), overwrite)
     pyav()
     report = LiveReport() if report is None else report
     run = _Run(engine, source, mirror, recorder, report, stop or threading.Event(), show, notice)
@@ -339,8 +339,8 @@ class _Run:
 class _Recorder:
     """Results to a film, in a thread of its own; times are the source's."""
 
-    def __init__(self, target: Path, encoder: tuple[str, int, str]) -> None:
-        self._target, self._encoder = target, encoder
+    def __init__(self, target: Path, encoder: tuple[str, int, str], overwrite: bool) -> None:
+        self._target, self._encoder, self._overwrite = target, encoder, overwrite
         self._stop = threading.Event()
         self._pipe = Pipe(self._stop)
         self._thread: threading.Thread | None = None
@@ -360,7 +360,13 @@ class _Recorder:
                 aspect = 1 / aspect
             plan = Plan(height, width, MILLISECOND, Fraction(30), aspect, 1, 1)
             self._output = Output(
-                self._target, height, width, encoder=self._encoder, plan=plan, keep=True
+                self._target,
+                height,
+                width,
+                encoder=self._encoder,
+                plan=plan,
+                overwrite=self._overwrite,
+                keep=True,
             )
             self._first = shot.at
             self._thread = threading.Thread(target=self._write, args=(self._output,), daemon=True)

@@ -119,7 +119,7 @@ def translate_video(
     )
     encoder = (ENCODERS[codec], quality, preset)
     try:
-        run.go(_Reuse(similar, deflicker, report), encoder, progress, began)
+        run.go(overwrite, _Reuse(similar, deflicker, report), encoder, progress, began)
     finally:
         report.seconds = time.perf_counter() - began
     return report
@@ -230,6 +230,7 @@ class _Run:
 
     def go(
         self,
+        overwrite: bool,
         reuse: _Reuse,
         encoder: tuple[str, int, str],
         progress: Progress | None,
@@ -249,6 +250,7 @@ class _Run:
                 plan=plan,
                 audio=audio,
                 late_sound=late_sound,
+                overwrite=overwrite,
                 warn=self._report.warn,
             )
             threads = [

@@ -58,7 +58,7 @@ def check_target(target: Path, overwrite: bool) -> None:
         )
     if target.is_dir():
         raise VideoError(f"{target} is a folder; expected the name of a video file")
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:  # a link that leads nowhere is somebody's too
         raise FileExistsError(17, "File exists (overwrite replaces it)", str(target))
     if not target.parent.is_dir():
         raise FileNotFoundError(2, "No such folder; make it first", str(target.parent))
@@ -229,6 +229,7 @@ class Output:
         plan: Plan,
         audio: list[Any] | None = None,
         late_sound: bool = False,
+        overwrite: bool = False,
         keep: bool = False,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -263,7 +264,7 @@ class Output:
             if isinstance(error, (VideoError, FileExistsError)) or not isinstance(error, Exception):
                 raise
             raise VideoError(f"{target} cannot be written: {said(error)}") from error
-        self._keep = keep
+        self._keep, self._overwrite = keep, overwrite
 
     def _taken(self, encoder: tuple[str, int, str], audio: list[Any]) -> list[Any]:
         """The tracks with which the file can be begun; the others are named in warnings."""
@@ -416,12 +417,30 @@ class Output:
                 self._file.close(sync=True)
             self._check_disk()
             self._check_readable()
-            self._part.replace(self._target)
+            self._name()
         except BaseException as error:
             self.abandon()
             if isinstance(error, pyav().FFmpegError):
                 raise VideoError(f"{self._target} cannot be written: {said(error)}") from error
             raise
+
+    def _name(self) -> None:
+        """Without `overwrite` a file that has appeared meanwhile stays, and so does the part."""
+        taken = False
+        if not self._overwrite:
+            try:
+                os.link(self._part, self._target)  # unlike renaming, it replaces nothing
+            except OSError:  # also of a file system without links
+                taken = os.path.lexists(self._target)
+            else:
+                self._part.unlink()
+                return
+        if taken:
+            self._file = None
+            raise FileExistsError(
+                17, f"File exists, since this run began; the result is {self._part}", str(self._target)
+            )
+        self._part.replace(self._target)
 
     def _check_readable(self) -> None:
         """FFmpeg may close a film whose header it could not write without a word."""

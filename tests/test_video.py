@@ -450,6 +450,36 @@ def test_real_clips(
     assert times_of(tmp_path / "out.mp4") == [t - times[0] for t in times][:length]
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_appears_meanwhile_stays(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    source, target = clip(tmp_path / "in.mp4", EVEN[:3]), tmp_path / "out.mp4"
+    if not links:  # as on a file system that has none
+
+        def link(*_: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr("os.link", link)
+    with pytest.raises(FileExistsError, match=r"since this run began; the result is .*out.mp4.part"):
+        translate_video(engine, source, target, progress=lambda *_: target.write_text("mine"))
+    assert target.read_text() == "mine" and len(times_of(tmp_path / "out.mp4.part")) == 3
+    (tmp_path / "out.mp4.part").unlink()
+    translate_video(engine, source, target, overwrite=True)
+    translate_video(engine, source, tmp_path / "b.mp4")
+    assert len(times_of(target)) == len(times_of(tmp_path / "b.mp4")) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.mp4", "in.mp4", "out.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_that_leads_nowhere_is_not_replaced(engine: Engine, tmp_path: Path) -> None:
+    source, target = clip(tmp_path / "in.mp4", EVEN[:3]), tmp_path / "out.mp4"
+    target.symlink_to(tmp_path / "gone.mp4")
+    with pytest.raises(FileExistsError):
+        translate_video(engine, source, target)
+    assert target.is_symlink() and not target.exists()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no FIFOs")
 def test_pipes_are_refused(engine: Engine, tmp_path: Path) -> None:
     """What had gone through was lost to the second look: some frames only, or none for ever."""
