@@ -450,6 +450,13 @@ def test_real_clips(
     assert times_of(tmp_path / "out.mp4") == [t - times[0] for t in times][:length]
 
 
+def test_a_shape_that_cannot_be_resized_is_named(engine: Engine, tmp_path: Path) -> None:
+    source = clip(tmp_path / "in.mkv", EVEN[:2], size=(2, 8190))
+    with pytest.raises(VideoError, match="a picture of 8190x2 cannot be resized to 64x64"):
+        translate_video(engine, source, tmp_path / "out.mkv")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_a_file_that_appears_meanwhile_stays(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
