@@ -376,6 +376,7 @@ def open_clip(source: Path) -> Any:
     try:
         return av.open(
             f"file:{source}",
+            format=_format(source),
             timeout=(10, 10),
             metadata_errors="replace",
             options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
@@ -387,6 +388,15 @@ def open_clip(source: Path) -> Any:
             f"{source} cannot be opened as a video ({said(error)}); expected a whole MP4, MOV, "
             "Matroska, WebM, AVI or the like"
         ) from error
+
+
+def _format(source: Path) -> str | None:
+    """The one that FFmpeg does not see: a row of JPEGs is to it a row of files."""
+    if source.suffix.lower() in (".mjpeg", ".mjpg"):
+        with source.open("rb") as file:
+            if file.read(2) == b"\xff\xd8":
+                return "mjpeg"
+    return None
 
 
 def demuxed(container: Any, *streams: Any) -> Iterator[Any]:

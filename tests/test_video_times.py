@@ -34,12 +34,13 @@ def film(
     sound_s: float = 1.0,
     sound_at: float = 0.0,
     begin: float = 0.0,
+    pix_fmt: str = "yuv420p",
 ) -> Path:
     """`count` frames, 25 a second, from `begin` on; sound for sound_s seconds from `sound_at` on."""
     packets: list[Any] = []
     with av.open(str(path), "w") as output:
         stream = output.add_stream(codec, rate=RATE, options=options or {})
-        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = 64, 96, pix_fmt
         audio = output.add_stream(sound, rate=48000, layout="mono") if sound else None
         for index in range(count):
             frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
@@ -222,6 +223,15 @@ def test_a_part_of_a_film_without_an_index(name: str, codec: str, start: float, 
         first = next(container.decode(video=0)).to_ndarray()
     near = [np.abs(first[:64].astype(int) - one[:64]).mean() for one in every[:3]]
     assert near[0] == min(near), near
+
+
+def test_a_row_of_jpegs_is_a_film(tmp_path: Path) -> None:
+    source = film(tmp_path / "a.mkv", 10, codec="mjpeg", pix_fmt="yuvj420p")
+    with av.open(str(source)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0)]
+    (tmp_path / "in.mjpeg").write_bytes(b"".join(packets))
+    report = translated(tmp_path / "in.mjpeg", tmp_path / "out.mp4")
+    assert (report.frames, report.complete, report.warnings) == (10, True, [])
 
 
 @pytest.mark.parametrize(("name", "codec"), [("in.h264", "libx264"), ("in.hevc", "libx265")])
