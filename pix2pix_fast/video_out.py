@@ -335,6 +335,7 @@ class Output:
             if self._kind() == "mp4" and (layout := track.usual_layout):
                 track.stream.codec_context.layout = layout
             track.stream.metadata.update(tags(source.metadata))
+            track.stream.disposition = int(source.disposition)  # which track a player takes
             self._tracks[source.index] = track
         self._container.start_encoding()
 

@@ -349,6 +349,23 @@ def test_a_track_that_is_not_taken_takes_no_other_along(tmp_path: Path) -> None:
     assert report.audio_packets == len(packet_times(tmp_path / "out.mov", "audio")) > 40
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_the_track_that_players_take_stays_the_same(suffix: str, tmp_path: Path) -> None:
+    whole = with_tracks(tmp_path / "a.mkv", ["aac", "aac"])
+    with av.open(str(whole)) as one, av.open(str(tmp_path / "in.mkv"), "w") as two:
+        made = {s.index: two.add_stream_from_template(s) for s in one.streams}
+        for index, stream in made.items():
+            stream.disposition = int(index != 1)
+        for packet in one.demux():
+            if packet.size:
+                packet.stream = made[packet.stream.index]
+                two.mux(packet)
+    translated(tmp_path / "in.mkv", tmp_path / f"out{suffix}")
+    for name in ("in.mkv", f"out{suffix}"):
+        with av.open(str(tmp_path / name)) as container:
+            assert [bool(int(s.disposition) & 1) for s in container.streams.audio] == [False, True]
+
+
 def test_sound_that_is_not_taken_does_not_end_the_film(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
