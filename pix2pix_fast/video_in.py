@@ -95,9 +95,12 @@ class Reader:
         try:
             self._video = pick_video(self._container, str(self._source))
             self.audio = list(self._container.streams.audio) if self._options.sound else []
-            # Sound may begin before 0, with what its decoder needs to begin
-            self._origin = max(Fraction(0), Fraction(self._container.start_time or 0, 1_000_000))
             self._base = self._video.time_base or Fraction(1, 90000)
+            self._origin = Fraction(self._container.start_time or 0, 1_000_000)
+            if self._origin < 0:
+                # Sound may begin before 0, with what its decoder needs to begin; pictures where the
+                # clock of a transport stream has come round to 0
+                self._origin = min(Fraction(0), (self._video.start_time or 0) * self._base)
             self._video.thread_type = "AUTO"
             small = self._video.width * self._video.height < 600_000
             self._video.thread_count = 1 if small else 0

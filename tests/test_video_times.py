@@ -207,6 +207,21 @@ def test_a_film_begins_at_0(suffix: str, audio: Any, tmp_path: Path) -> None:
     assert len(times_of(target)) == 10
 
 
+def test_a_clock_that_comes_round_begins_at_0(tmp_path: Path) -> None:
+    """A transport stream counts to 2^33 ticks, 26.5 hours; FFmpeg puts what comes before below 0."""
+    begin = (1 << 33) / 90_000 - 2
+    source = film(tmp_path / "in.ts", 100, sound="aac", sound_s=4, begin=begin, sound_at=begin)
+    for suffix in (".mp4", ".mkv"):
+        target = tmp_path / f"out{suffix}"
+        report = translated(source, target)
+        assert (report.frames, report.complete, report.warnings) == (100, True, [])
+        with av.open(str(target)) as container:
+            assert container.start_time <= 50_000
+        assert abs(offset(source) - offset(target)) <= 0.03
+        translated(source, target, start=1, end=3)
+        assert len(times_of(target)) == 50 and set(steps(target)) == {0.04}
+
+
 @pytest.mark.parametrize(("name", "codec"), [("in.ts", "libx264"), ("in.mpg", "mpeg2video"), ("in.flv", "libx264")])
 @pytest.mark.parametrize("start", [1.3, 5.3, 9.9, 15.0])
 def test_a_part_of_a_film_without_an_index(name: str, codec: str, start: float, tmp_path: Path) -> None:
