@@ -123,7 +123,8 @@ def live(
     notice: called at once with each warning.
     report: to be filled, for who wants the figures of a run that fails.
 
-    Errors: VideoError when the source cannot be opened or is lost for good (a recording is kept);
+    Errors: VideoError when the source cannot be opened or is lost for good, or the disk is full (a
+    recording is kept, as NAME.part where the disk is full);
     FileExistsError; BackendUnavailable without PyAV; ValueError and TypeError for wrong arguments.
     Ctrl-C is no error here: it ends the work.
     """
@@ -143,7 +144,9 @@ def live(
         images.refuse_url("record", os.fsdecode(record))
         target = Path(os.fsdecode(record))
         check_target(target, overwrite)
-        recorder = _Recorder(target, (ENCODERS[codec], quality, "quick"))
+        if isinstance(source, File) and target.exists() and source.path.samefile(target):
+            raise ValueError(f"record: {target} is the source itself; give the recording another name")
+        recorder = _Recorder(target, (ENCODERS[codec], quality, "quick"), overwrite)
     pyav()
     report = LiveReport() if report is None else report
     run = _Run(engine, source, mirror, recorder, report, stop or threading.Event(), show, notice)
@@ -336,8 +339,8 @@ class _Run:
 class _Recorder:
     """Results to a film, in a thread of its own; times are the source's."""
 
-    def __init__(self, target: Path, encoder: tuple[str, int, str]) -> None:
-        self._target, self._encoder = target, encoder
+    def __init__(self, target: Path, encoder: tuple[str, int, str], overwrite: bool) -> None:
+        self._target, self._encoder, self._overwrite = target, encoder, overwrite
         self._stop = threading.Event()
         self._pipe = Pipe(self._stop)
         self._thread: threading.Thread | None = None
@@ -356,7 +359,15 @@ class _Recorder:
             if aspect and not array and Converter().orientation(frame)[0]:
                 aspect = 1 / aspect
             plan = Plan(height, width, MILLISECOND, Fraction(30), aspect, 1, 1)
-            self._output = Output(self._target, height, width, encoder=self._encoder, plan=plan)
+            self._output = Output(
+                self._target,
+                height,
+                width,
+                encoder=self._encoder,
+                plan=plan,
+                overwrite=self._overwrite,
+                keep=True,
+            )
             self._first = shot.at
             self._thread = threading.Thread(target=self._write, args=(self._output,), daemon=True)
             self._thread.start()
@@ -486,13 +497,13 @@ class File(_Decoder):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         images.refuse_url("file", os.fsdecode(path))
-        self._path = Path(os.fsdecode(path))
-        self.name = str(self._path)
-        if not self._path.exists():
+        self.path = Path(os.fsdecode(path))
+        self.name = str(self.path)
+        if not self.path.exists():
             raise FileNotFoundError(2, "No such file", self.name)
 
     def shots(self, stop: threading.Event) -> Iterator[Shot]:
-        with open_clip(self._path) as container:
+        with open_clip(self.path) as container:
             video = pick_video(container, self.name)
             base = video.time_base or MILLISECOND
             clock, times = Clock(Fraction(0)), FrameTimes(container.format.name)

@@ -31,7 +31,7 @@ from . import images
 from .errors import VideoError
 from .video_frames import pyav
 from .video_in import Audio, Frame, Options, Reader
-from .video_out import ENCODERS, PRESETS, Output, check_target
+from .video_out import ENCODERS, PRESETS, Output, check_target, sound_for
 
 if TYPE_CHECKING:
     from .engine import Engine, Lanes
@@ -98,7 +98,8 @@ def translate_video(
     deflicker: 0 is off; up to 1: how much of the last result stays where the input has not changed.
     audio: "copy" takes the packets as they are, "drop" leaves them out.
     codec, quality, preset: "h264" or "hevc", the encoder's constant rate factor and its preset, or
-        "quick": for H.264, superfast in two thirds of its time, with 4 to 7 % more bytes.
+        "quick": for H.264, superfast in two thirds of its time, with 4 to 7 % more bytes. HEVC needs
+        pictures of at least 64x64.
     progress: called with the report so far and the expected count of frames, in this thread.
 
     Errors: FileNotFoundError, FileExistsError; VideoError for what is no video or cannot be written;
@@ -118,7 +119,7 @@ def translate_video(
     )
     encoder = (ENCODERS[codec], quality, preset)
     try:
-        run.go(_Reuse(similar, deflicker, report), encoder, progress, began)
+        run.go(overwrite, _Reuse(similar, deflicker, report), encoder, progress, began)
     finally:
         report.seconds = time.perf_counter() - began
     return report
@@ -137,6 +138,8 @@ def _check_paths(src: Any, dst: Any, overwrite: bool) -> tuple[Path, Path]:
         raise FileNotFoundError(2, "No such file", str(source))
     if source.is_dir():
         raise VideoError(f"{source} is a folder; expected a video file")
+    if not source.is_file():  # films are opened more than once, to look ahead
+        raise VideoError(f"{source} is a pipe or a device; expected a file: write the film to one first")
     check_target(target, overwrite)
     if target.exists() and source.samefile(target):
         raise ValueError(f"dst: {target} is src itself; give the result another name")
@@ -227,6 +230,7 @@ class _Run:
 
     def go(
         self,
+        overwrite: bool,
         reuse: _Reuse,
         encoder: tuple[str, int, str],
         progress: Progress | None,
@@ -235,14 +239,18 @@ class _Run:
         with Reader(self._source, self._engine, self._options, self._report) as reader:
             plan = reader.plan()
             sheet = 2 if self._options.side_by_side else 1
+            audio, late_sound = sound_for(
+                self._target, reader.audio, reader.silent, self._report.warn
+            )
             output = Output(
                 self._target,
                 plan.height,
                 plan.width * sheet,
                 encoder=encoder,
                 plan=plan,
-                audio=reader.audio,
-                late_sound=reader.sound_is_late(),
+                audio=audio,
+                late_sound=late_sound,
+                overwrite=overwrite,
                 warn=self._report.warn,
             )
             threads = [

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from .errors import BackendUnavailable
+from .errors import BackendUnavailable, VideoError
 
 BT601, BT709, LIMITED, FULL = 5, 1, 1, 2  # libswscale's numbers
 
@@ -51,7 +51,13 @@ class Converter:
         scaler = self._scalers.get(key)
         if scaler is None:
             scaler = self._scalers[key] = self._new()
-        return scaler.reformat(frame, threads=1, **options)
+        try:
+            return scaler.reformat(frame, threads=1, **options)
+        except (pyav().FFmpegError, ValueError) as error:  # libswscale, of extreme shapes
+            raise VideoError(
+                f"a picture of {frame.width}x{frame.height} cannot be resized to "
+                f"{options['width']}x{options['height']} ({said(error)}); a fit of native needs no resizing"
+            ) from error
 
     def orientation(self, frame: Any) -> tuple[bool, bool, bool]:
         """(transpose, then mirror left-right, then top-bottom) that makes a frame upright.

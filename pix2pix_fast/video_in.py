@@ -26,6 +26,8 @@ FORMATS = (
     "m4v,wav,mp3,flac,aac,mjpeg,dv,rm,apng,av1,obu,3gp"
 )
 
+BEHIND = 10  # seconds; sound further behind its pictures there is none
+
 
 class Options(NamedTuple):
     start: float | None
@@ -57,6 +59,14 @@ def _time(packet: Any) -> Fraction | None:
     return Fraction(stamp * packet.time_base) if stamp is not None and packet.time_base else None
 
 
+def _is_eac3_as_ac3(packet: Any) -> bool:
+    """NUT calls both AC-3; MP4's header, which keeps them apart, is not written from the wrong one."""
+    if packet.stream.codec_context is None or packet.stream.codec_context.name != "ac3":
+        return False
+    head = bytes(packet)[:6]
+    return len(head) == 6 and head[5] >> 3 > 10  # bsid
+
+
 class Reader:
     """A clip's frames and audio packets, in file order."""
 
@@ -85,9 +95,12 @@ class Reader:
         try:
             self._video = pick_video(self._container, str(self._source))
             self.audio = list(self._container.streams.audio) if self._options.sound else []
-            # Sound may begin before 0, with what its decoder needs to begin
-            self._origin = max(Fraction(0), Fraction(self._container.start_time or 0, 1_000_000))
             self._base = self._video.time_base or Fraction(1, 90000)
+            self._origin = Fraction(self._container.start_time or 0, 1_000_000)
+            if self._origin < 0:
+                # Sound may begin before 0, with what its decoder needs to begin; pictures where the
+                # clock of a transport stream has come round to 0
+                self._origin = min(Fraction(0), (self._video.start_time or 0) * self._base)
             self._video.thread_type = "AUTO"
             small = self._video.width * self._video.height < 600_000
             self._video.thread_count = 1 if small else 0
@@ -155,7 +168,7 @@ class Reader:
         start, back = self._first or Fraction(0), Fraction(0)
         while True:
             found = start > back and self._seek(start - back)
-            if not found and back:
+            if not found and start:  # also after a search that failed: it may have moved on
                 self._container.close()
                 self._open()
             frame = None
@@ -178,27 +191,35 @@ class Reader:
         self._sought = start - back if found else None
         return frame
 
-    def sound_is_late(self) -> bool:
-        """Whether a track of sound has no packet in the first second of the result: a look ahead,
-        through a reader of its own."""
-        if not self.audio:
-            return False
+    def silent(self, seconds: int | None = None) -> set[int]:
+        """The tracks of sound without a packet in the first `seconds` of the result, or in all of it:
+        a look ahead, through a reader of its own."""
         silent = {stream.index for stream in self.audio}
-        first = self._first or Fraction(0)
+        if not silent:
+            return silent
+        first, end, clock = self._first or Fraction(0), self._end, Clock(self._origin)
+        enough = end + BEHIND if end is not None else None
+        if seconds is not None:
+            enough = first + seconds
+        heard = {*silent, self._video.index}
         with suppress(VideoError, OSError, pyav().FFmpegError), open_clip(self._source) as clip:
             if self._sought is not None:
                 clip.seek(int((self._sought + self._origin) * 1_000_000), backward=True)
             for packet in demuxed(clip):
                 if not silent:
                     break
-                when = _time(packet) if packet.size else None
+                if packet.stream_index not in heard or not packet.size or not packet.time_base:
+                    continue
+                clock.move(packet)
+                when = _time(packet)
                 if when is None:
                     continue
-                if packet.stream_index == self._video.index and when > first + self._origin + 1:
-                    break
-                if when >= first + self._origin:
+                if packet.stream_index == self._video.index:
+                    if enough is not None and when > enough:
+                        break
+                elif when >= first and (end is None or when < end) and not _is_eac3_as_ac3(packet):
                     silent.discard(packet.stream_index)
-        return bool(silent)
+        return silent
 
     def _seek(self, when: Fraction) -> bool:
         self._decoded.close()  # type: ignore[attr-defined]
@@ -232,8 +253,8 @@ class Reader:
                         self._report.warn("times jump within the clip; what follows was moved")
                 self._note(packet)
                 if self._over and packet.stream is video:
-                    if self._reached[packet.stream_index] > (self._end or 0) + 10:
-                        return  # sound this far behind its pictures there is none
+                    if self._reached[packet.stream_index] > (self._end or 0) + BEHIND:
+                        return
                     continue
             if packet is not None and packet.stream is not video:
                 if packet.stream_index in wanted and packet.size:
@@ -358,6 +379,7 @@ def open_clip(source: Path) -> Any:
     try:
         return av.open(
             f"file:{source}",
+            format=_format(source),
             timeout=(10, 10),
             metadata_errors="replace",
             options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
@@ -369,6 +391,15 @@ def open_clip(source: Path) -> Any:
             f"{source} cannot be opened as a video ({said(error)}); expected a whole MP4, MOV, "
             "Matroska, WebM, AVI or the like"
         ) from error
+
+
+def _format(source: Path) -> str | None:
+    """The one that FFmpeg does not see: a row of JPEGs is to it a row of files."""
+    if source.suffix.lower() in (".mjpeg", ".mjpg"):
+        with source.open("rb") as file:
+            if file.read(2) == b"\xff\xd8":
+                return "mjpeg"
+    return None
 
 
 def demuxed(container: Any, *streams: Any) -> Iterator[Any]:

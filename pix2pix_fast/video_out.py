@@ -25,8 +25,10 @@ QUICK = {
     "libx264": {"preset": "superfast", "x264-params": "cabac=0:partitions=none:weightp=0"},
     "libx265": {"preset": "superfast"},
 }
+LAYOUTS = {2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}  # FFmpeg's own
 TAGS = ("title", "artist", "album", "date", "comment", "copyright", "language")
 NAMES = {"libx264": "H.264", "libx265": "HEVC"}
+HEVC_LEAST = 64  # pixels each way: of narrower pictures libx265 writes outside its memory
 
 
 class Plan(NamedTuple):
@@ -56,7 +58,7 @@ def check_target(target: Path, overwrite: bool) -> None:
         )
     if target.is_dir():
         raise VideoError(f"{target} is a folder; expected the name of a video file")
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:  # a link that leads nowhere is somebody's too
         raise FileExistsError(17, "File exists (overwrite replaces it)", str(target))
     if not target.parent.is_dir():
         raise FileNotFoundError(2, "No such folder; make it first", str(target.parent))
@@ -144,7 +146,7 @@ class _Track:
     _filter: Any = None
 
     def __init__(self, source: Any) -> None:
-        self._source = source
+        self._source, self.index = source, source.index
         self.name = source.codec_context.name if source.codec_context else "unknown sound"
 
     @property
@@ -154,6 +156,20 @@ class _Track:
         return self.name in ("mp3", "flac", "alac", "opus", "aac") and (
             self.name == "mp3" or bool(context.extradata)
         )
+
+    @property
+    def is_undescribed(self) -> bool:
+        """Whether the clip has lost what MP4's header needs, as damaged ones may: 19 bytes of Opus."""
+        return self.name == "opus" and len(self._source.codec_context.extradata or b"") < 19
+
+    @property
+    def usual_layout(self) -> str | None:
+        """Of PCM that is said to have some channels and not which: MP4's header names them."""
+        if not self.name.startswith("pcm_"):
+            return None
+        layout = self._source.codec_context.layout
+        unsaid = layout.name == f"{layout.nb_channels} channels"
+        return LAYOUTS.get(layout.nb_channels) if unsaid else None
 
     def copied(self, packet: Any, *, adts: bool) -> list[Any]:
         """The packet as the container wants it. AAC from MPEG-TS has a header in every packet (ADTS),
@@ -170,11 +186,38 @@ class _Track:
         return made
 
 
+def sound_for(
+    target: Path,
+    audio: list[Any],
+    silent: Callable[[int | None], set[int]],
+    warn: Callable[[str], None],
+) -> tuple[list[Any], bool]:
+    """The tracks that the target's header can describe, and whether one of them begins late.
+
+    One that it cannot leaves MP4 without any header, and FFmpeg says nothing of it.
+    silent: gives the tracks without a packet in the first seconds of the result; None: in all of it."""
+    late = silent(1)
+    if CONTAINERS[target.suffix.lower()] != "mp4":
+        return audio, bool(late)
+    tracks = [_Track(one) for one in audio]
+    empty = silent(None) if any(one.index in late and not one.in_header for one in tracks) else set()
+    kept = []
+    for source, track in zip(audio, tracks, strict=True):
+        if track.is_undescribed:
+            warn(f"sound left out: {track.name} without its header (OpusHead), which mp4 needs")
+        elif track.index in empty and not track.in_header:
+            warn(f"sound left out: {track.name} without a packet that mp4 can describe it by")
+        else:
+            kept.append(source)
+    return kept, any(source.index in late for source in kept)
+
+
 class Output:
-    """NAME.part, which becomes NAME by finish() and nothing by abandon()."""
+    """NAME.part, which becomes NAME by finish() and, unless it is kept, nothing by abandon()."""
 
     _container: Any = None
     _file: _PartFile | None = None
+    _keep = False  # of a file that could not be begun there is nothing to keep
 
     def __init__(
         self,
@@ -186,8 +229,11 @@ class Output:
         plan: Plan,
         audio: list[Any] | None = None,
         late_sound: bool = False,
+        overwrite: bool = False,
+        keep: bool = False,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
+        """keep: a failure leaves NAME.part and says so, as a recording cannot be made again."""
         self._target, self._part = target, part_of(target)
         self._shape = (height, width)
         self._even = (height + height % 2, width + width % 2)
@@ -196,25 +242,44 @@ class Output:
                 f"{width}x{height} became {self._even[1]}x{self._even[0]}: "
                 f"{NAMES[encoder[0]]} needs even sizes, the last row or column is repeated"
             )
+        if encoder[0] == "libx265" and min(self._even) < HEVC_LEAST:
+            raise VideoError(
+                f"{target}: HEVC's encoder needs pictures of at least {HEVC_LEAST}x{HEVC_LEAST}, "
+                f"these are {self._even[1]}x{self._even[0]}; take h264"
+            )
         self._plan, self._convert, self._warn = plan, Converter(), warn
         self._tracks: dict[int, _Track] = {}
         self._durations: deque[int] = deque()  # of the frames in the encoder
         self._late_sound, self._steps = late_sound, _Steps()
         self._refused = False  # what FFmpeg wrote at the last picture
         try:
-            self._open(encoder, audio or [])
-        except ValueError as error:
-            if not self._tracks:
+            try:
+                self._open(encoder, audio or [])
+            except (ValueError, pyav().FFmpegError):
                 self.abandon()
-                raise VideoError(f"{target} cannot be written: {said(error)}") from error
-            self.abandon()
-            warn(f"sound left out: {self._kind()} does not take {self._sounds()}")
-            self._open(encoder, [])
+                # a header that fails does not say by which track
+                self._open(encoder, self._taken(encoder, audio or []))
         except BaseException as error:
             self.abandon()
             if isinstance(error, (VideoError, FileExistsError)) or not isinstance(error, Exception):
                 raise
             raise VideoError(f"{target} cannot be written: {said(error)}") from error
+        self._keep, self._overwrite = keep, overwrite
+
+    def _taken(self, encoder: tuple[str, int, str], audio: list[Any]) -> list[Any]:
+        """The tracks with which the file can be begun; the others are named in warnings."""
+        taken: list[Any] = []
+        for source in audio:
+            try:
+                self._open(encoder, [*taken, source])
+            except (ValueError, pyav().FFmpegError) as error:
+                name = _Track(source).name
+                self._warn(f"sound left out: {self._kind()} does not take {name} ({said(error)})")
+            else:
+                taken.append(source)
+            finally:
+                self.abandon()
+        return taken
 
     def _kind(self) -> str:
         return CONTAINERS[self._target.suffix.lower()]
@@ -266,13 +331,12 @@ class Output:
         self._tracks = {}
         for source in audio:
             track = _Track(source)
-            try:
-                track.stream = self._container.add_stream_from_template(source)
-            except (ValueError, av.FFmpegError):
-                self._warn(f"sound left out: {self._kind()} does not take {track.name}")
-            else:
-                track.stream.metadata.update(tags(source.metadata))
-                self._tracks[source.index] = track
+            track.stream = self._container.add_stream_from_template(source)
+            if self._kind() == "mp4" and (layout := track.usual_layout):
+                track.stream.codec_context.layout = layout
+            track.stream.metadata.update(tags(source.metadata))
+            track.stream.disposition = int(source.disposition)  # which track a player takes
+            self._tracks[source.index] = track
         self._container.start_encoding()
 
     def picture(
@@ -343,7 +407,8 @@ class Output:
 
     def _check_disk(self) -> None:
         if self._file is not None and (error := self._file.error) is not None:
-            raise VideoError(f"{self._part} cannot be written: {said(error)}") from error
+            kept = "; what was written until then is kept there" if self._keep else ""
+            raise VideoError(f"{self._part} cannot be written: {said(error)}{kept}") from error
 
     def finish(self) -> None:
         """Close, and give the file its name."""
@@ -352,12 +417,46 @@ class Output:
             if self._file is not None:
                 self._file.close(sync=True)
             self._check_disk()
-            self._part.replace(self._target)
+            self._check_readable()
+            self._name()
         except BaseException as error:
             self.abandon()
             if isinstance(error, pyav().FFmpegError):
                 raise VideoError(f"{self._target} cannot be written: {said(error)}") from error
             raise
+
+    def _name(self) -> None:
+        """Without `overwrite` a file that has appeared meanwhile stays, and so does the part."""
+        taken = False
+        if not self._overwrite:
+            try:
+                os.link(self._part, self._target)  # unlike renaming, it replaces nothing
+            except OSError:  # also of a file system without links
+                taken = os.path.lexists(self._target)
+            else:
+                self._part.unlink()
+                return
+        if taken:
+            self._file = None
+            raise FileExistsError(
+                17, f"File exists, since this run began; the result is {self._part}", str(self._target)
+            )
+        self._part.replace(self._target)
+
+    def _check_readable(self) -> None:
+        """FFmpeg may close a film whose header it could not write without a word."""
+        try:
+            with pyav().open(f"file:{self._part}", options={"protocol_whitelist": "file"}) as film:
+                if film.streams.video:
+                    return
+            why = "it has no pictures"
+        except (pyav().FFmpegError, OSError, ValueError) as error:
+            why = said(error)
+        self._file = None  # the part stays: it may be all that there is
+        raise VideoError(
+            f"{self._part} was written but cannot be read ({why}); try another container, such as "
+            f"{self._target.stem}.mkv, or leave the sound out, and remove the .part"
+        )
 
     def abandon(self) -> None:
         if self._container is not None:
@@ -366,4 +465,5 @@ class Output:
         if self._file is not None:  # else the file of that name is not ours
             self._file.close()
             self._file = None
-            self._part.unlink(missing_ok=True)
+            if not self._keep:
+                self._part.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -181,11 +182,55 @@ def test_a_film_at_its_own_rate_recorded_and_mirrored(engine: Engine, tmp_path: 
     assert not np.array_equal(results[0], upright[0])
 
 
+@pytest.mark.parametrize("kind", ["itself", "hard link", "symbolic link"])
+def test_a_recording_does_not_replace_its_source(
+    engine: Engine, tmp_path: Path, kind: str
+) -> None:
+    source, target = clip(tmp_path / "in.mp4", [0, 40]), tmp_path / "out.mp4"
+    if kind == "itself":
+        target = source
+    elif kind == "hard link":
+        os.link(source, target)
+    else:
+        target.symlink_to(source)
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match=f"record: .*{target.name} is the source itself; give"):
+        live(engine, File(source), record=target, overwrite=True)
+    assert source.read_bytes() == target.read_bytes() == before
+
+
 def test_a_lost_source_leaves_a_whole_recording(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="fake camera"):
         live(engine, Fake(5, 0.02, "fails"), record=tmp_path / "out.mp4", retries=0)
     assert 1 <= len(times_of(tmp_path / "out.mp4")) <= 5
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit on the size of files")
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_a_full_disk_leaves_what_was_recorded(engine: Engine, tmp_path: Path, name: str) -> None:
+    import resource
+
+    class Moving(Fake):  # every frame takes some kilobytes
+        def shots(self, stop: threading.Event) -> Iterator[Shot]:
+            rng = np.random.default_rng(0)
+            for shot in super().shots(stop):
+                picture = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+                yield shot._replace(frame=picture)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told = f"{name}.part cannot be written: File too large; what was written until then is kept there"
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+        with pytest.raises(VideoError, match=told):
+            live(engine, Moving(1000, 0.05), record=tmp_path / name, quality=1, seconds=30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.part"]
+    frames = []
+    with av.open(str(tmp_path / f"{name}.part")) as film, suppress(av.FFmpegError):
+        frames += film.decode(video=0)  # up to the one that the end cuts
+    assert frames
 
 
 def test_a_gap_in_a_film_is_no_loss(engine: Engine, tmp_path: Path) -> None:

@@ -270,11 +270,22 @@ def test_hevc_is_what_apple_plays_and_its_encoder_is_quiet(
     odd = tmp_path / "odd.mkv"
     with av.open(str(odd), "w") as output:
         stream = output.add_stream("ffv1", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 33, 31, "yuv444p"
-        output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0, 31, 33), format="rgb24")))
+        stream.width, stream.height, stream.pix_fmt = 67, 65, "yuv444p"
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0, 65, 67), format="rgb24")))
         output.mux(stream.encode())
     report = translate_video(engine, odd, tmp_path / "b.mp4", codec="hevc")
-    assert report.warnings == ["33x31 became 34x32: HEVC needs even sizes, the last row or column is repeated"]
+    assert report.warnings == ["67x65 became 68x66: HEVC needs even sizes, the last row or column is repeated"]
+
+
+@pytest.mark.parametrize("size", [(62, 96), (96, 40)])
+def test_hevc_of_narrow_films_is_refused(
+    engine: Engine, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """Its encoder broke the heap and ended the process."""
+    source = clip(tmp_path / "in.mkv", EVEN[:2], size=size)
+    with pytest.raises(VideoError, match=f"at least 64x64, these are {size[1]}x{size[0]}; take h264"):
+        translate_video(engine, source, tmp_path / "out.mp4", codec="hevc")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
 
 
 def test_an_encoder_that_fails_is_named(tmp_path: Path) -> None:
@@ -437,6 +448,53 @@ def test_real_clips(
     length = len(times_of(tmp_path / "out.mp4"))
     times = times_of(source)
     assert times_of(tmp_path / "out.mp4") == [t - times[0] for t in times][:length]
+
+
+def test_a_shape_that_cannot_be_resized_is_named(engine: Engine, tmp_path: Path) -> None:
+    source = clip(tmp_path / "in.mkv", EVEN[:2], size=(2, 8190))
+    with pytest.raises(VideoError, match="a picture of 8190x2 cannot be resized to 64x64"):
+        translate_video(engine, source, tmp_path / "out.mkv")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_appears_meanwhile_stays(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    source, target = clip(tmp_path / "in.mp4", EVEN[:3]), tmp_path / "out.mp4"
+    if not links:  # as on a file system that has none
+
+        def link(*_: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr("os.link", link)
+    with pytest.raises(FileExistsError, match=r"since this run began; the result is .*out.mp4.part"):
+        translate_video(engine, source, target, progress=lambda *_: target.write_text("mine"))
+    assert target.read_text() == "mine" and len(times_of(tmp_path / "out.mp4.part")) == 3
+    (tmp_path / "out.mp4.part").unlink()
+    translate_video(engine, source, target, overwrite=True)
+    translate_video(engine, source, tmp_path / "b.mp4")
+    assert len(times_of(target)) == len(times_of(tmp_path / "b.mp4")) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.mp4", "in.mp4", "out.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_that_leads_nowhere_is_not_replaced(engine: Engine, tmp_path: Path) -> None:
+    source, target = clip(tmp_path / "in.mp4", EVEN[:3]), tmp_path / "out.mp4"
+    target.symlink_to(tmp_path / "gone.mp4")
+    with pytest.raises(FileExistsError):
+        translate_video(engine, source, target)
+    assert target.is_symlink() and not target.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no FIFOs")
+def test_pipes_are_refused(engine: Engine, tmp_path: Path) -> None:
+    """What had gone through was lost to the second look: some frames only, or none for ever."""
+    import os
+
+    os.mkfifo(tmp_path / "in.mkv")
+    with pytest.raises(VideoError, match=r"in.mkv is a pipe or a device; expected a file"):
+        translate_video(engine, tmp_path / "in.mkv", tmp_path / "out.mkv")
 
 
 def test_each_complaint_names_the_file_and_what_was_expected(engine: Engine, tmp_path: Path) -> None:

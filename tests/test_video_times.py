@@ -34,12 +34,13 @@ def film(
     sound_s: float = 1.0,
     sound_at: float = 0.0,
     begin: float = 0.0,
+    pix_fmt: str = "yuv420p",
 ) -> Path:
     """`count` frames, 25 a second, from `begin` on; sound for sound_s seconds from `sound_at` on."""
     packets: list[Any] = []
     with av.open(str(path), "w") as output:
         stream = output.add_stream(codec, rate=RATE, options=options or {})
-        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = 64, 96, pix_fmt
         audio = output.add_stream(sound, rate=48000, layout="mono") if sound else None
         for index in range(count):
             frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
@@ -56,6 +57,34 @@ def film(
                 block.pts = round(sound_at * 48000) + index * size
                 packets += audio.encode(block)
             packets += audio.encode()
+        packets.sort(key=lambda packet: packet.dts * packet.time_base)
+        output.mux(packets)
+    return path
+
+
+def with_tracks(path: Path, codecs: list[str]) -> Path:
+    """25 frames and a second of each of `codecs`, one track each."""
+    packets: list[Any] = []
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        tracks = []
+        for codec in codecs:
+            tracks.append(output.add_stream(codec, rate=48000, layout="stereo"))
+        for index in range(25):
+            packets += stream.encode(av.VideoFrame.from_ndarray(picture(index), "rgb24"))
+        packets += stream.encode()
+        for track in tracks:
+            track.codec_context.open(strict=False)
+            size, kind = track.codec_context.frame_size or 1024, track.codec_context.format.name
+            dtype = {"flt": np.float32, "s16": np.int16, "s32": np.int32}[kind.rstrip("p")]
+            shape = (2, size) if kind.endswith("p") else (1, 2 * size)
+            for index in range(48000 // size):
+                block = av.AudioFrame.from_ndarray(np.zeros(shape, dtype), kind, "stereo")
+                block.sample_rate, block.time_base = 48000, Fraction(1, 48000)
+                block.pts = index * size
+                packets += track.encode(block)
+            packets += track.encode()
         packets.sort(key=lambda packet: packet.dts * packet.time_base)
         output.mux(packets)
     return path
@@ -178,6 +207,21 @@ def test_a_film_begins_at_0(suffix: str, audio: Any, tmp_path: Path) -> None:
     assert len(times_of(target)) == 10
 
 
+def test_a_clock_that_comes_round_begins_at_0(tmp_path: Path) -> None:
+    """A transport stream counts to 2^33 ticks, 26.5 hours; FFmpeg puts what comes before below 0."""
+    begin = (1 << 33) / 90_000 - 2
+    source = film(tmp_path / "in.ts", 100, sound="aac", sound_s=4, begin=begin, sound_at=begin)
+    for suffix in (".mp4", ".mkv"):
+        target = tmp_path / f"out{suffix}"
+        report = translated(source, target)
+        assert (report.frames, report.complete, report.warnings) == (100, True, [])
+        with av.open(str(target)) as container:
+            assert container.start_time <= 50_000
+        assert abs(offset(source) - offset(target)) <= 0.03
+        translated(source, target, start=1, end=3)
+        assert len(times_of(target)) == 50 and set(steps(target)) == {0.04}
+
+
 @pytest.mark.parametrize(("name", "codec"), [("in.ts", "libx264"), ("in.mpg", "mpeg2video"), ("in.flv", "libx264")])
 @pytest.mark.parametrize("start", [1.3, 5.3, 9.9, 15.0])
 def test_a_part_of_a_film_without_an_index(name: str, codec: str, start: float, tmp_path: Path) -> None:
@@ -194,6 +238,24 @@ def test_a_part_of_a_film_without_an_index(name: str, codec: str, start: float, 
         first = next(container.decode(video=0)).to_ndarray()
     near = [np.abs(first[:64].astype(int) - one[:64]).mean() for one in every[:3]]
     assert near[0] == min(near), near
+
+
+def test_a_row_of_jpegs_is_a_film(tmp_path: Path) -> None:
+    source = film(tmp_path / "a.mkv", 10, codec="mjpeg", pix_fmt="yuvj420p")
+    with av.open(str(source)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0)]
+    (tmp_path / "in.mjpeg").write_bytes(b"".join(packets))
+    report = translated(tmp_path / "in.mjpeg", tmp_path / "out.mp4")
+    assert (report.frames, report.complete, report.warnings) == (10, True, [])
+
+
+@pytest.mark.parametrize(("name", "codec"), [("in.h264", "libx264"), ("in.hevc", "libx265")])
+def test_a_part_of_a_raw_stream(name: str, codec: str, tmp_path: Path) -> None:
+    """A search for a time fails there."""
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    report = translated(film(tmp_path / name, 75, codec=codec, options=options), tmp_path / "out.mp4", start=1)
+    assert (report.frames, report.complete, report.warnings) == (50, True, [])
+    assert times_of(tmp_path / "out.mp4")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["in.mkv", "in.flv", "in.mp4", "in.ts"])
@@ -250,3 +312,93 @@ def test_the_part_grows_although_sound_is_late(sound_at: float, tmp_path: Path) 
     assert sizes[120] > 2000 and len(times_of(target)) == 250
     if sound_at:
         assert abs(offset(source) - offset(target)) <= 0.03
+
+
+@pytest.mark.parametrize("codec", ["ac3", "eac3"])
+@pytest.mark.parametrize("part", [{"start": 2}, {"end": 0.5}], ids=["after", "before"])
+def test_a_part_without_the_sound_can_be_read(codec: str, part: Any, tmp_path: Path) -> None:
+    """MP4 describes some sound by its first packet: without one FFmpeg left out the whole header."""
+    source = film(tmp_path / "in.mkv", 75, sound=codec, sound_s=0.5, sound_at=1)
+    for name in ("out.mp4", "out.mov", "out.mkv"):
+        report = translated(source, tmp_path / name, **part)
+        assert report.complete and len(times_of(tmp_path / name)) == report.frames > 0
+        told = [f"sound left out: {codec} without a packet that mp4 can describe it by"]
+        assert report.warnings == (told if name == "out.mp4" else [])
+
+
+def test_eac3_that_is_called_ac3_is_left_out_of_mp4(tmp_path: Path) -> None:
+    source = film(tmp_path / "in.nut", 25, sound="eac3")
+    report = translated(source, tmp_path / "out.mp4")
+    assert len(times_of(tmp_path / "out.mp4")) == report.frames == 25
+    assert (report.audio_packets, len(report.warnings)) == (0, 1)
+
+
+def test_opus_that_lost_its_header_is_left_out_of_mp4(tmp_path: Path) -> None:
+    source = film(tmp_path / "in.mkv", 25, sound="libopus")
+    whole = source.read_bytes()
+    assert whole.count(b"\x63\xa2\x93OpusHead") == 1
+    source.write_bytes(whole.replace(b"\x63\xa2\x93OpusHead", b"\x63\xaf\x93OpusHead"))
+    report = translated(source, tmp_path / "out.mp4")
+    assert len(times_of(tmp_path / "out.mp4")) == report.frames == 25
+    assert report.warnings == ["sound left out: opus without its header (OpusHead), which mp4 needs"]
+
+
+def test_a_result_that_cannot_be_read_keeps_its_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a track gets past what is checked before."""
+    source = film(tmp_path / "in.nut", 25, sound="eac3")
+    monkeypatch.setattr("pix2pix_fast.video.sound_for", lambda target, audio, *_: (audio, False))
+    with pytest.raises(VideoError, match=r"out.mp4.part was written but cannot be read .*out.mkv"):
+        translated(source, tmp_path / "out.mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.nut", "out.mp4.part"]
+
+
+def test_a_track_that_is_not_taken_takes_no_other_along(tmp_path: Path) -> None:
+    """MOV has no Opus: what it said was that it had no AAC either."""
+    source = with_tracks(tmp_path / "in.mkv", ["libopus", "aac"])
+    report = translated(source, tmp_path / "out.mov")
+    assert [warning.split(" (")[0] for warning in report.warnings] == ["sound left out: mov does not take opus"]
+    with av.open(str(tmp_path / "out.mov")) as container:
+        assert [stream.codec_context.name for stream in container.streams] == ["h264", "aac"]
+    assert report.audio_packets == len(packet_times(tmp_path / "out.mov", "audio")) > 40
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_the_track_that_players_take_stays_the_same(suffix: str, tmp_path: Path) -> None:
+    whole = with_tracks(tmp_path / "a.mkv", ["aac", "aac"])
+    with av.open(str(whole)) as one, av.open(str(tmp_path / "in.mkv"), "w") as two:
+        made = {s.index: two.add_stream_from_template(s) for s in one.streams}
+        for index, stream in made.items():
+            stream.disposition = int(index != 1)
+        for packet in one.demux():
+            if packet.size:
+                packet.stream = made[packet.stream.index]
+                two.mux(packet)
+    translated(tmp_path / "in.mkv", tmp_path / f"out{suffix}")
+    for name in ("in.mkv", f"out{suffix}"):
+        with av.open(str(tmp_path / name)) as container:
+            assert [bool(int(s.disposition) & 1) for s in container.streams.audio] == [False, True]
+
+
+def test_sound_that_is_not_taken_does_not_end_the_film(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What FFmpeg says of TrueHD in MP4, that it is experimental, is no ValueError."""
+    source = with_tracks(tmp_path / "in.mkv", ["pcm_s16le"])
+    # a track by name only, which has no packets
+    monkeypatch.setattr("pix2pix_fast.video.sound_for", lambda target, audio, *_: (audio, False))
+    source.write_bytes(source.read_bytes().replace(b"A_PCM/INT/LIT", b"A_TRUEHD".ljust(13, b"\0")))
+    report = translated(source, tmp_path / "out.mp4")
+    assert (report.frames, report.audio_packets, len(times_of(tmp_path / "out.mp4"))) == (25, 0, 25)
+    assert len(report.warnings) == 1 and "sound left out: mp4 does not take truehd" in report.warnings[0]
+
+
+def test_pcm_without_named_channels(tmp_path: Path) -> None:
+    """Matroska names no channels; MP4 has to, and FFmpeg left out the whole header."""
+    source = with_tracks(tmp_path / "in.mkv", ["pcm_s16le"])
+    report = translated(source, tmp_path / "out.mp4")
+    assert (report.warnings, len(times_of(tmp_path / "out.mp4"))) == ([], 25)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.audio[0].layout.name == "stereo"
+        assert sum(frame.samples for frame in container.decode(audio=0)) > 46_000
