@@ -50,7 +50,7 @@ class VideoReport:
     similar: int = 0  # within the threshold of the last translated one: not recomputed
     dropped: int = 0  # without a usable timestamp
     audio_packets: int = 0
-    duration: float = 0.0  # seconds of film, first to last frame
+    duration: float = 0.0  # seconds of film, the last frame included
     seconds: float = 0.0  # that it took
     complete: bool = True
     warnings: list[str] = field(default_factory=list)

@@ -319,7 +319,7 @@ class Reader:
             if item.is_corrupt:
                 self._damage("some frames are damaged")
             begun = pts if begun is None else begun
-            self._report.duration = float((pts - begun) * base)
+            self._report.duration = float((pts + step - begun) * base)
             yield self._frame(item, pts - (round(first / base) if first else 0))
         if end is None and last is not None:
             self._check_end((last + step) * base, step * base)

@@ -342,10 +342,15 @@ class Output:
     def picture(
         self, pts: int, result: np.ndarray, source: np.ndarray | None = None, duration: int = 0
     ) -> None:
-        """Encode one frame; `source` stands at its left. The duration counts for the last one."""
+        """Encode one frame: (h, w), (h, w, 1) or (h, w, 3); `source` (h, w, 3) stands at its left.
+        The duration counts for the last one."""
         h, w = self._shape
+        if result.ndim == 3 and result.shape[2] == 1:
+            result = result[:, :, 0]
         if source is not None:
             right = self._convert.resized(result, h, w - source.shape[1])
+            if right.ndim == 2:
+                right = np.repeat(right[:, :, None], 3, axis=2)
             result = np.concatenate([source, right], axis=1)
         if self._even != self._shape:
             if result.shape[:2] != self._shape:

@@ -308,6 +308,24 @@ def test_side_by_side_and_repeats(engine: Engine, tmp_path: Path) -> None:
         assert next(container.decode(video=0)).width == 192
 
 
+@pytest.mark.parametrize("ci", [1, 3])
+@pytest.mark.parametrize("fit", ["resize", "native"])
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_films_of_gray_models(tmp_path: Path, ci: int, fit: str, side_by_side: bool) -> None:
+    source = clip(tmp_path / "in.mkv", [0, 40, 80])
+    with Engine(tiny_model(depth=3, ci=ci, co=1), size=(64, 96)) as gray:
+        report = translate_video(
+            gray, source, tmp_path / "out.mkv", fit=fit, side_by_side=side_by_side, deflicker=0.5
+        )
+    assert (report.frames, report.warnings) == (3, [])
+    assert report.duration == pytest.approx(0.12)
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+    assert [frame.shape for frame in frames] == [(64, 96 * (1 + side_by_side), 3)] * 3
+    result = frames[-1][:, -90:]
+    assert np.ptp(result, axis=2).max() <= 6  # no colour
+
+
 @pytest.mark.parametrize(
     ("name", "sound", "count"),
     [("in.mp4", "", 100), ("in.mp4", "aac", 30), ("in.mkv", "aac", 30), ("in.ts", "aac", 40), ("in.flv", "aac", 40)],
