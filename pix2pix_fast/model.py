@@ -9,6 +9,7 @@ files are checkpoints.py's business.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -343,12 +344,19 @@ def load(source: str | os.PathLike[str] | bytes) -> Model:
 
 def packaged(path: str | os.PathLike[str]) -> Path:
     """The file of the model in this package that `path` names (as "facades_labels2photo"), else
-    `path` itself; a file or folder of that name comes first."""
+    `path` itself; a file or folder of that name comes first. FileNotFoundError for a bare name that
+    is neither: it names the models that there are."""
     name = os.fsdecode(path)
-    inside = Path(__file__).parent / "assets" / f"{name}.safetensors"
-    if name.isidentifier() and not Path(name).exists() and inside.is_file():
+    if not name.isidentifier() or Path(name).exists():
+        return Path(name)
+    assets = Path(__file__).parent / "assets"
+    inside = assets / f"{name}.safetensors"
+    if inside.is_file():
         return inside
-    return Path(name)
+    known = ", ".join(sorted(found.stem for found in assets.glob("*.safetensors")))
+    raise FileNotFoundError(
+        errno.ENOENT, f"No such file, nor a model of the package ({known})", name
+    )
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:

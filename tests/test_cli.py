@@ -399,6 +399,13 @@ def test_demo(run: Run, path: str, tmp_path: Path) -> None:
     assert "give one by --model" in result.stderr
 
 
+@pytest.mark.parametrize("verb", ["info", "translate", "verify"])
+def test_a_name_that_is_no_model(run: Run, verb: str) -> None:
+    result = run(verb, "facade", *(["a.png", "-o", "b.png"] if verb == "translate" else []))
+    assert result.exit_code == 2
+    assert "nor a model of the package (edges2photo, facades_labels2photo): facade" in result.stderr
+
+
 def test_demo_leaves_out_what_it_cannot_read(run: Run, path: str, tmp_path: Path) -> None:
     (tmp_path / "drawings").mkdir()
     (tmp_path / "drawings/a.png").write_bytes(b"no picture")

@@ -74,6 +74,12 @@ def test_size_comes_from_the_card() -> None:
         assert engine.stats["workspace_bytes"] < 16 << 20
 
 
+def test_a_name_that_is_no_model_gets_those_that_are() -> None:
+    words = r"nor a model of the package \(edges2photo, facades_labels2photo\): 'facade'"
+    with pytest.raises(FileNotFoundError, match=words):
+        Engine("facade")
+
+
 @pytest.mark.parametrize(("depth", "side"), [(6, 256), (7, 128), (8, 256), (9, 512)])
 def test_size_of_a_model_without_a_card(depth: int, side: int) -> None:
     assert tiny_model(depth=depth, ngf=2).own_size() == (side, side)

@@ -54,7 +54,11 @@ class ModelPath(click.Path):
     def convert(self, value: Any, *where: Any) -> Any:
         from ..model import packaged
 
-        return super().convert(str(packaged(value)), *where)
+        try:
+            path = packaged(value)
+        except FileNotFoundError as error:
+            self.fail(reason_of(error), *where)
+        return super().convert(str(path), *where)
 
 
 MODEL = ModelPath(exists=True)
