@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -170,15 +169,12 @@ def open_picture(source: Any) -> Image.Image:
 
 def _stream(source: Any) -> BinaryIO:
     """The bytes of a picture to read; ValueError for a path that is no regular file."""
+    from .tensorfile import open_regular
+
     if not isinstance(source, (str, os.PathLike)):
         return BytesIO(bytes(source))  # BytesIO takes no memoryview with strides
-
-    def opener(name: str, flags: int) -> int:  # without O_NONBLOCK a FIFO would wait for a writer
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
-    stream = open(os.fsdecode(source), "rb", opener=opener)  # noqa: SIM115, PTH123
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-        stream.close()
+    stream = open_regular(os.fsdecode(source))
+    if stream is None:
         raise ValueError("expected a regular file, got a pipe or device; pass the bytes that it gives")
     return stream
 

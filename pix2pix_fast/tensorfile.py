@@ -202,18 +202,27 @@ def read_raw(stream: BinaryIO, entry: Entry, where: str) -> Array:
 @contextmanager
 def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A regular file opened to read, unbuffered. Raises ModelFormatError for anything else."""
+    try:
+        stream = open_regular(path, buffering=0)
+    except IsADirectoryError:
+        raise ModelFormatError(f"{path}: is a folder, expected a model file") from None
+    if stream is None:
+        raise ModelFormatError(f"{path}: is not a regular file")
+    with stream:
+        yield stream
+
+
+def open_regular(path: str | os.PathLike[str], buffering: int = -1) -> BinaryIO | None:
+    """A file opened to read; None for a pipe or device, which may keep one waiting for ever."""
 
     def opener(name: str, flags: int) -> int:  # without O_NONBLOCK a FIFO would wait for a writer
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
-    try:
-        stream = open(path, "rb", buffering=0, opener=opener)  # noqa: SIM115, PTH123
-    except IsADirectoryError:
-        raise ModelFormatError(f"{path}: is a folder, expected a model file") from None
-    with stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise ModelFormatError(f"{path}: is not a regular file")
-        yield stream
+    stream = open(path, "rb", buffering=buffering, opener=opener)  # noqa: SIM115, PTH123
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.close()
+    return None
 
 
 def to_float32(raw: Array) -> Array:
