@@ -426,6 +426,5 @@ def _check_tensor(tensor: Any, torch: Any, where: str) -> None:
         raise ModelFormatError(f"{where}: expected a plain dense tensor, got {show(tensor.layout)}")
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise ModelFormatError(f"{where}: dtype {tensor.dtype}, expected floating point")
-    # a stride of 0 would let a few bytes pose as gigabytes
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+    if not torchfile.is_whole(tensor):
         raise ModelFormatError(f"{where}: its shape {tuple(tensor.shape)} is larger than its data")

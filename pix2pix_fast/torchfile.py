@@ -67,6 +67,12 @@ def torch_of(where: str) -> Any:
     return torch
 
 
+def is_whole(tensor: Any) -> bool:
+    """Whether every element has a place: a stride of 0 lets a few bytes pose as gigabytes."""
+    held: int = tensor.untyped_storage().nbytes()
+    return int(tensor.numel() * tensor.element_size()) <= held
+
+
 def _reason(error: Exception) -> str:
     """torch's own words, without its advice to load unsafely."""
     text = str(error)[:2000]  # the patterns take the square of its length

@@ -23,6 +23,7 @@ from pix2pix_fast.train.networks import UNet
 from pix2pix_fast.train.trainer import Trainer
 from torch import nn
 
+from pix2pix_fast import torchfile
 from pix2pix_fast.errors import P2PError
 from pix2pix_fast.model import Architecture, Model, load, save
 
@@ -186,18 +187,13 @@ def _generator(source: Source, which: Which) -> tuple[nn.Module, dict[str, Any]]
     for name in sorted(shapes.keys() | saved["g"].keys(), key=str):
         tensor, expected = saved["g"].get(name), shapes.get(name)
         fits = isinstance(tensor, torch.Tensor) and expected is not None
-        if not fits or tensor.shape != expected.shape or not _whole(tensor):
+        if not fits or tensor.shape != expected.shape or not torchfile.is_whole(tensor):
             raise state.StateError(
                 f"{source}: the tensor {name!r} is not that of a generator with the state's values"
             )
     net = networks.make_generator(saved["values"])
     net.load_state_dict(saved["g"])
     return net, saved
-
-
-def _whole(tensor: torch.Tensor) -> bool:
-    """Whether every element has a place: a stride of 0 lets a few bytes pose as gigabytes."""
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _discriminator(source: Source, which: Which) -> networks.PatchGAN | None:
