@@ -62,7 +62,7 @@ class Engine:
         the first time, then from a file in the user's cache folder. Only for the CPU. The choice
         decides the last bits of the result.
     size: (height, width) that the first calls will have: memory is laid out and warmed up for it
-        now. None takes the model card's, up to a megapixel, else 256 x 256. Any size works later.
+        now. None takes `Model.first_size`. Any size works later.
 
     Errors: ModelFormatError for a file that is no sound model; OSError for one that cannot be read;
     BackendUnavailable when the back-end, precision or instruction set asked for cannot run here;

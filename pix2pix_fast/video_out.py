@@ -432,21 +432,19 @@ class Output:
 
     def _name(self) -> None:
         """Without `overwrite` a file that has appeared meanwhile stays, and so does the part."""
-        taken = False
-        if not self._overwrite:
-            try:
-                os.link(self._part, self._target)  # unlike renaming, it replaces nothing
-            except OSError:  # also of a file system without links
-                taken = os.path.lexists(self._target)
-            else:
-                self._part.unlink()
-                return
-        if taken:
-            self._file = None
-            raise FileExistsError(
-                17, f"File exists, since this run began; the result is {self._part}", str(self._target)
-            )
-        self._part.replace(self._target)
+        if self._overwrite:
+            self._part.replace(self._target)
+            return
+        try:
+            os.link(self._part, self._target)  # unlike renaming, it replaces nothing
+        except OSError:
+            if os.path.lexists(self._target):
+                self._file = None
+                text = f"File exists, since this run began; the result is {self._part}"
+                raise FileExistsError(17, text, str(self._target)) from None
+            self._part.replace(self._target)  # a file system without links
+        else:
+            self._part.unlink()
 
     def _check_readable(self) -> None:
         """FFmpeg may close a film whose header it could not write without a word."""
