@@ -524,6 +524,11 @@ FAULTS = {
         "  if (done_.get()) cudaEventSynchronize(done_.get());\n",
         "",
     ),
+    "a graph that is gone when its nodes are told new pictures": (
+        "executable.cpp",
+        "  return built;\n",
+        "  built.graph = Graph();\n  return built;\n",
+    ),
 }
 
 

@@ -112,7 +112,7 @@ Executable::Executable(const Shared& shared, const Shape& shape, bool keep) : sh
   const Picture in{in_.data(), shape.h, shape.w, ci, shape.in_bytes, 0, 0, 0, 0, 1.0f, 0.0f};
   const Picture out{out_.data(), shape.h, shape.w, co, shape.out_bytes, 0, 0, 0, 0, 1.0f, 0.0f};
   bind(plan_, network, shared.layers, arena_.data(), (uint32_t*)counters_.data(), in, out, (const uint64_t*)dropout_.data());
-  graph_ = build(&nodes_, shape.staged);
+  graph_ = build(shape.staged);
 }
 
 Executable::~Executable() {
@@ -125,15 +125,15 @@ int64_t Executable::bytes() const {
   return arena_.size() + counters_.size() + in_.size() + out_.size() + pinned_in_.size() + pinned_out_.size();
 }
 
-GraphExec Executable::build(std::vector<cudaGraphNode_t>* kernels, bool copies) const {
+Executable::Built Executable::build(bool copies) const {
   cudaGraph_t made;
   P2P_CUDA_CALL(cudaGraphCreate, &made, 0);
-  const Graph graph(made);
+  Built built{Graph(made), GraphExec(), std::vector<cudaGraphNode_t>(plan_.steps.size())};
+  std::vector<cudaGraphNode_t>& nodes = built.kernels;
   cudaGraphNode_t copied_in = nullptr, copied_out;
   if (copies)
     P2P_CUDA_CALL(cudaGraphAddMemcpyNode1D, &copied_in, made, nullptr, 0, in_.data(), pinned_in_.data(), (size_t)in_.size(),
                   cudaMemcpyHostToDevice);
-  std::vector<cudaGraphNode_t> nodes(plan_.steps.size());
   for (size_t i = 0; i < nodes.size(); ++i) {
     Launch launch = plan_.steps[i].launch;
     void* argument;
@@ -153,8 +153,8 @@ GraphExec Executable::build(std::vector<cudaGraphNode_t>* kernels, bool copies) 
                   (size_t)out_.size(), cudaMemcpyDeviceToHost);
   cudaGraphExec_t exec;
   P2P_CUDA_CALL(cudaGraphInstantiate, &exec, made, 0);
-  if (kernels) *kernels = nodes;
-  return GraphExec(exec);
+  built.exec = GraphExec(exec);
+  return built;
 }
 
 void Executable::launch_steps(cudaStream_t stream, std::vector<double>* step_us) {
@@ -219,7 +219,7 @@ void Executable::run(const ImageView& src, const ImageView& dst, int32_t first, 
     launch_steps(stream_.get(), step_us);
     P2P_CUDA_CALL(cudaMemcpyAsync, pinned_out_.data(), out_.data(), (size_t)out_.size(), cudaMemcpyDeviceToHost, stream_.get());
   } else {
-    P2P_CUDA_CALL(cudaGraphLaunch, graph_.get(), stream_.get());
+    P2P_CUDA_CALL(cudaGraphLaunch, graph_.exec.get(), stream_.get());
   }
   P2P_CUDA_CALL(cudaStreamSynchronize, stream_.get());
   for (int32_t i = 0; i < shape_.n; ++i) {
@@ -247,10 +247,10 @@ void Executable::bind_pictures(const Picture& in, const Picture& out) {
     launch.args.picture = picture;
     void* argument;
     const cudaKernelNodeParams params = params_of(launch, &argument);
-    P2P_CUDA_CALL(cudaGraphExecKernelNodeSetParams, graph_.get(), nodes_[step], &params);
+    P2P_CUDA_CALL(cudaGraphExecKernelNodeSetParams, graph_.exec.get(), graph_.kernels[step], &params);
   };
   set(0, in);
-  set(nodes_.size() - 1, out);
+  set(plan_.steps.size() - 1, out);
 }
 
 void Executable::run_on(const ImageView& src, const ImageView& dst, int32_t first, uint64_t frame, cudaStream_t stream,
@@ -271,7 +271,7 @@ void Executable::run_on(const ImageView& src, const ImageView& dst, int32_t firs
   bind_pictures(in, out);
   set_frame(frame, stream);
   if (step_us) launch_steps(stream, step_us);
-  else P2P_CUDA_CALL(cudaGraphLaunch, graph_.get(), stream);
+  else P2P_CUDA_CALL(cudaGraphLaunch, graph_.exec.get(), stream);
   P2P_CUDA_CALL(cudaEventRecord, done_.get(), stream);
 }
 
@@ -282,14 +282,14 @@ std::vector<double> Executable::timed_graph(int32_t repeats, int64_t flush_bytes
   for (int64_t i = 0; i < pinned_in_.size(); ++i) pinned_in_.data()[i] = (char)((bits = bits * 1664525u + 1013904223u) >> 24);
   P2P_CUDA_CALL(cudaMemcpyAsync, in_.data(), pinned_in_.data(), (size_t)in_.size(), cudaMemcpyHostToDevice, stream_.get());
   set_frame(0, stream_.get());
-  const GraphExec kernels = build(nullptr, false);
+  const Built kernels = build(false);
   const Bytes flush(Bytes::kDevice, flush_bytes);
   const OwnEvent begin = new_event(true), end = new_event(true);
   std::vector<double> us;
   for (int32_t r = -1; r < repeats; ++r) {  // the first one warms up
     if (flush_bytes) P2P_CUDA_CALL(cudaMemsetAsync, flush.data(), r & 255, (size_t)flush_bytes, stream_.get());
     P2P_CUDA_CALL(cudaEventRecord, begin.get(), stream_.get());
-    P2P_CUDA_CALL(cudaGraphLaunch, kernels.get(), stream_.get());
+    P2P_CUDA_CALL(cudaGraphLaunch, kernels.exec.get(), stream_.get());
     P2P_CUDA_CALL(cudaEventRecord, end.get(), stream_.get());
     P2P_CUDA_CALL(cudaStreamSynchronize, stream_.get());
     float ms = 0;

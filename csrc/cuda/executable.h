@@ -51,10 +51,16 @@ class Executable {
   std::vector<float> output(int32_t step) const;
 
  private:
+  // A graph and what is launched of it. CUDA knows the nodes of `exec` by those of `graph`, which must live as long.
+  struct Built {
+    Graph graph;
+    GraphExec exec;
+    std::vector<cudaGraphNode_t> kernels;
+  };
   Picture picture_of(const ImageView& view, int32_t first) const;
   void bind_pictures(const Picture& in, const Picture& out);
   void set_frame(uint64_t frame, cudaStream_t stream);
-  GraphExec build(std::vector<cudaGraphNode_t>* kernels, bool copies) const;
+  Built build(bool copies) const;
   void launch_steps(cudaStream_t stream, std::vector<double>* step_us);
 
   const Shared& shared_;
@@ -66,8 +72,7 @@ class Executable {
   std::vector<int32_t> same_;                    // 0, 1, 2, ...: padding is the kernels' business, not image.h's
   OwnStream stream_;
   OwnEvent done_;                                // the latest run_on
-  std::vector<cudaGraphNode_t> nodes_;           // the kernels in graph_'s exec
-  GraphExec graph_;
+  Built graph_;
 };
 
 }  // namespace p2p::cuda

@@ -106,12 +106,13 @@ struct FakeNode {
   std::function<void()> copy;        // empty: a kernel
   std::vector<FakeNode*> before;
   int cluster = 0;                   // its attribute
+  bool gone = false;                 // with its graph
 };
 struct FakeGraph {
   std::vector<FakeNode*> nodes;
 };
 struct FakeGraphExec {
-  std::map<FakeNode*, FakeNode> nodes;  // keys are the graph's nodes; nodes outlive their graph here
+  std::map<FakeNode*, FakeNode> nodes;  // keys are the graph's nodes, which nobody frees, so that old ones are known
   std::vector<FakeNode*> order;
 };
 
@@ -418,6 +419,7 @@ cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  for (FakeNode* node : graph->nodes) node->gone = true;
   delete graph;
   return cudaSuccess;
 }
@@ -467,6 +469,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
 }
 cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode_t node, const cudaKernelNodeParams* p) {
   const Guard guard(lock());
+  if (node->gone) wrong("a node whose graph was destroyed");
   FakeNode& held = exec->nodes.at(node);
   const Launch launch = launch_of(p->func, p->gridDim, p->blockDim, p->sharedMemBytes, p->kernelParams);
   if (held.copy || launch.kind != held.launch.kind) return fails(cudaErrorInvalidValue);
