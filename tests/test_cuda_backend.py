@@ -524,6 +524,7 @@ FAULTS = {
         "  if (done_.get()) cudaEventSynchronize(done_.get());\n",
         "",
     ),
+    "weights that are still on their way": ("cuda_model.cpp", "    P2P_CUDA_CALL(cudaStreamSynchronize, nullptr);\n", ""),
     "a graph that is gone when its nodes are told new pictures": (
         "executable.cpp",
         "  return built;\n",

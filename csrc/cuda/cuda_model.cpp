@@ -133,6 +133,8 @@ CudaModel::CudaModel(Network network, WeightSource& weights, const CompileOption
     shared.dependent_launch = environment().cuda_pdl && info_.major >= 9;
     for (int32_t i = 0; i < (int32_t)shared.network.layers.size(); ++i)
       upload(i, weights.fetch(shared.network.layers[i]));
+    // A copy from pageable memory may return while its last bytes are still on their way, and our streams do not wait for them.
+    P2P_CUDA_CALL(cudaStreamSynchronize, nullptr);
     runtime_->stream = new_stream();
     check_size(options.h, options.w);
     // Warm: the first launch of a graph uploads it.

@@ -318,6 +318,11 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* found, const void* a
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   const Guard guard(lock());
   finish(known(nullptr));
+  if (kind == cudaMemcpyHostToDevice) {  // of pageable memory: it is read now, and lands when somebody waits for this stream
+    const auto staged = std::make_shared<std::vector<char>>((const char*)from, (const char*)from + bytes);
+    known(nullptr)->work.push_back({[=] { copy(to, staged->data(), bytes, kind, false); }});
+    return cudaSuccess;
+  }
   copy(to, from, bytes, kind, false);
   return cudaSuccess;
 }
@@ -495,7 +500,10 @@ P2P_EXPORT void* fake_malloc(size_t bytes) {
   return at;
 }
 P2P_EXPORT void fake_free(void* at) { cudaFree(at); }
-P2P_EXPORT void fake_write(void* to, const void* from, size_t bytes) { cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice); }
+P2P_EXPORT void fake_write(void* to, const void* from, size_t bytes) {
+  cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice);
+  cudaStreamSynchronize(nullptr);
+}
 P2P_EXPORT void fake_read(void* to, const void* from, size_t bytes) { cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost); }
 P2P_EXPORT void* fake_stream() {
   cudaStream_t stream;
