@@ -16,8 +16,8 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -504,6 +504,17 @@ class Driver:
     def retain(self) -> ctypes.c_void_p:
         """The device's primary context, which TensorRT uses as well."""
         return self.new("cuDevicePrimaryCtxRetain", self.device)
+
+    @contextmanager
+    def current(self, context: ctypes.c_void_p) -> Iterator[None]:
+        """Makes `context` this thread's, and the earlier one again at the end: other libraries of the
+        caller's may be at work on another GPU."""
+        self("cuCtxPushCurrent_v2", context)
+        try:
+            yield
+        finally:
+            with suppress(DeviceError):
+                self.new("cuCtxPopCurrent_v2")
 
     def new(self, function: str, *arguments: Any) -> ctypes.c_void_p:
         """What a function returns through its first argument."""

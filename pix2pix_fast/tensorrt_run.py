@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,18 +49,16 @@ class Executable:
         self.idle: dict[tuple[str, Profile], deque[_Slot]] = {}
         self.slots: deque[_Slot] = deque()  # all, those at work included
         self.calls = 0  # of slots that are gone
+        self.profiles: tuple[Profile, ...] = (Profile.around(options.size, self.multiple),)
+        self.complaints = deque[str](maxlen=4)
         try:
-            self.cuda("cuCtxSetCurrent", self.context)
             self.digest = fingerprint(model, options.norm)
-            self.complaints = deque[str](maxlen=4)
             try:
-                self.runtime = trt.Runtime(quiet_logger(trt, self.complaints))
+                with cuda.current(self.context):
+                    self.runtime = trt.Runtime(quiet_logger(trt, self.complaints))
             except TypeError as error:  # pybind11's way to say that the library gave none
                 why = "; ".join(self.complaints) or error
                 raise BackendUnavailable(f"{trt.__name__} has no runtime: {why}") from error
-            self.profiles: tuple[Profile, ...] = (
-                Profile.around(options.size, self.multiple),
-            )
             self.warm_up(options.size)
         except BaseException:
             self.close()
@@ -123,7 +121,18 @@ class Executable:
         h, w = src.shape[1:3]
         profile = self.profile(h, w)
         pixels = "uint8" if src.dtype == dst.dtype == np.uint8 else "float"
-        self.cuda("cuCtxSetCurrent", self.context)  # of this thread
+        with self.cuda.current(self.context):
+            self._run(src, dst, value_range, pixels, profile)
+
+    def _run(
+        self,
+        src: np.ndarray,
+        dst: np.ndarray,
+        value_range: tuple[float, float],
+        pixels: str,
+        profile: Profile,
+    ) -> None:
+        h, w = src.shape[1:3]
         slot = self._take(pixels, profile)
         try:
             for start in range(0, len(src), profile.batch):
@@ -167,13 +176,14 @@ class Executable:
         if self.closed or os.getpid() != self.pid:
             return
         self.closed = True
-        with suppress(DeviceError):  # a broken context gives everything back by itself
-            self.cuda("cuCtxSetCurrent", self.context)
-        self.idle.clear()
-        while self.slots:
-            self.slots.pop().close()
-        self.engines.clear()
-        self.runtime = None
+        with ExitStack() as stack:
+            with suppress(DeviceError):  # a broken context gives everything back by itself
+                stack.enter_context(self.cuda.current(self.context))
+            self.idle.clear()
+            while self.slots:
+                self.slots.pop().close()
+            self.engines.clear()
+            self.runtime = None
         with suppress(DeviceError):
             self.cuda("cuDevicePrimaryCtxRelease_v2", self.cuda.device)
 

@@ -23,7 +23,8 @@ cuDeviceGetName(char*, int, CUdevice)
 cuDeviceGetAttribute(int*, CUdevice_attribute, CUdevice)
 cuDevicePrimaryCtxRetain(CUcontext*, CUdevice)
 cuDevicePrimaryCtxRelease_v2(CUdevice)
-cuCtxSetCurrent(CUcontext)
+cuCtxPushCurrent_v2(CUcontext)
+cuCtxPopCurrent_v2(CUcontext*)
 cuMemAlloc_v2(CUdeviceptr*, size_t)
 cuMemFree_v2(CUdeviceptr)
 cuMemAllocHost_v2(void**, size_t)
@@ -110,7 +111,7 @@ class Cuda:
             if works > 0:
                 self.fail[function] = (works - 1, code)
             plain = [_plain(k, a, function) for k, a in zip(kinds, arguments, strict=True)]
-            free = function.startswith(("cuInit", "cuD", "cuGetE", "cuCtxSet"))
+            free = function.startswith(("cuInit", "cuD", "cuGetE", "cuCtxPush"))
             if not free and not self.current():
                 return NO_CONTEXT
             return work(*plain) or 0
@@ -120,7 +121,12 @@ class Cuda:
     # For fake_tensorrt.py
 
     def current(self) -> bool:
-        return getattr(self._thread, "context", 0) == 77 and self.retained > 0
+        return self.pushed()[-1:] == [77] and self.retained > 0
+
+    def pushed(self) -> list[int]:
+        """This thread's contexts, the current one last."""
+        stack: list[int] = self._thread.__dict__.setdefault("stack", [])
+        return stack
 
     def read(self, address: int, size: int, where: Any = None) -> bytes:
         memory = (self.device if where is None else where)[address]
@@ -172,9 +178,12 @@ class Cuda:
     def _cuDevicePrimaryCtxRelease(self, device: int) -> None:
         self.retained -= 1
 
-    def _cuCtxSetCurrent(self, context: int) -> int:
-        self._thread.context = context
+    def _cuCtxPushCurrent(self, context: int) -> int:
+        self.pushed().append(context)
         return 0 if context == 77 else NO_CONTEXT
+
+    def _cuCtxPopCurrent(self, context: Any) -> None:
+        context.value = self.pushed().pop()
 
     def _allocate(self, kept: dict[int, Any], pointer: Any, size: int) -> int:
         if size == 0:

@@ -171,7 +171,7 @@ def test_the_first_call_launches_a_graph(cuda: Cuda) -> None:
     with on_gpu() as engine:
         cuda.calls.clear()
         engine.translate(noise((*SIZE, 3)))
-        assert cuda.calls == ["cuCtxSetCurrent", "cuGraphLaunch", "cuStreamSynchronize"]
+        assert cuda.calls == ["cuCtxPushCurrent_v2", "cuGraphLaunch", "cuStreamSynchronize", "cuCtxPopCurrent_v2"]
         assert cuda.contexts[0]._stream in cuda.streams and cuda.contexts[0]._stream != 0
         assert engine.stats["calls"] == 1
 
@@ -192,6 +192,21 @@ def test_a_library_that_cannot_be_captured_runs_plainly(
             assert cuda.calls.count(function) == tries  # asked once
         assert f"without a CUDA graph: the NVIDIA driver failed: {function}" in caplog.text
     cuda.fail = {}
+
+
+def test_the_callers_context_stays_current(cuda: Cuda) -> None:
+    """Of another GPU, say: whatever an engine does, and where it fails."""
+    cuda.pushed().append(33)
+    with on_gpu() as engine:
+        assert cuda.pushed() == [33]
+        engine.translate(noise((*SIZE, 3)))
+        assert cuda.pushed() == [33]
+        cuda.fail = {"cuGraphLaunch": (0, 999)}
+        with pytest.raises(DeviceError):
+            engine.translate(noise((*SIZE, 3)))
+        assert cuda.pushed() == [33]
+        cuda.fail = {}
+    assert cuda.pushed() == [33] and not cuda.left()
 
 
 def test_threads_have_contexts_of_their_own(cuda: Cuda, want: Any) -> None:
