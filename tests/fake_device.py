@@ -19,8 +19,8 @@ for _name in ("fake_pending", "fake_device_bytes"):
 
 def counts() -> dict[str, int]:
     """Since the start: launches of kernels, living graphs, launches of graphs, changed nodes,
-    programmatic edges, launches in clusters."""
-    names = ("launches", "graphs", "graph_launches", "updates", "edges", "clusters")
+    programmatic edges, launches in clusters, waits of the host for a stream or an event."""
+    names = ("launches", "graphs", "graph_launches", "updates", "edges", "clusters", "waits")
     words = (ctypes.c_long * len(names))()
     LIBRARY.fake_counts(words)
     return dict(zip(names, words, strict=True))

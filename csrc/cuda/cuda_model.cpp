@@ -353,19 +353,8 @@ std::vector<StepReport> CudaModel::timed(int32_t h, int32_t w, int32_t repeats) 
   check_process();
   check_size(h, w);
   const OnDevice current(kDevice);
-  const int32_t ci = runtime_->shared.network.channels_in(), co = runtime_->shared.network.channels_out();
   Executable executable(runtime_->shared, {1, h, w, 1, 1, true});
-  std::vector<uint8_t> in((size_t)h * w * ci), out((size_t)h * w * co);
-  uint32_t bits = 1;
-  for (uint8_t& level : in) level = (uint8_t)((bits = bits * 1664525u + 1013904223u) >> 24);  // as in timed_graph
-  const ImageView src{(char*)in.data(), PixelType::kU8, 1, h, w, ci, 0, (int64_t)w * ci, ci, 1, 0, 1};
-  const ImageView dst{(char*)out.data(), PixelType::kU8, 1, h, w, co, 0, (int64_t)w * co, co, 1, 0, 1};
-  std::vector<double> best, step_us(executable.plan().steps.size());
-  for (int32_t r = 0; r <= repeats; ++r) {  // the first one warms up
-    executable.run(src, dst, 0, 0, true, &step_us);
-    if (r <= 1) best = step_us;
-    for (size_t i = 0; i < best.size(); ++i) best[i] = std::min(best[i], step_us[i]);
-  }
+  const std::vector<double> best = executable.timed_steps(repeats);
   return report(executable.plan(), &best);
 }
 

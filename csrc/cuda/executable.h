@@ -46,6 +46,8 @@ class Executable {
               std::vector<double>* step_us);
   // Staged: microseconds of one launch of the kernels alone, `repeats` times, each after writing `flush_bytes`.
   std::vector<double> timed_graph(int32_t repeats, int64_t flush_bytes);
+  // Staged: microseconds of each kernel, its weights from memory; the shortest of `repeats`.
+  std::vector<double> timed_steps(int32_t repeats);
 
   // A raw layer output (keep), as float, without the padded channels; [h][w][co].
   std::vector<float> output(int32_t step) const;
@@ -61,6 +63,7 @@ class Executable {
   void bind_pictures(const Picture& in, const Picture& out);
   void set_frame(uint64_t frame, cudaStream_t stream);
   Built build(bool copies) const;
+  void upload_noise();
   void launch_steps(cudaStream_t stream, std::vector<double>* step_us);
 
   const Shared& shared_;

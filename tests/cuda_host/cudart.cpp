@@ -58,7 +58,7 @@ cudaError_t latest = cudaSuccess;
 int open_depth = 0;  // > 0: the device is at work and its memory may be touched
 const pid_t process = getpid();
 struct Counts {
-  long launches, graphs, graph_launches, updates, programmatic, clusters;
+  long launches, graphs, graph_launches, updates, programmatic, clusters, waits;
 } counts;
 
 cudaError_t fails(cudaError_t error) { return latest = error; }
@@ -355,6 +355,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   const Guard guard(lock());
+  ++counts.waits;
   finish(known(stream));
   return cudaSuccess;
 }
@@ -384,6 +385,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   const Guard guard(lock());
+  ++counts.waits;
   if (event->latest && !event->latest->passed) finish(event->latest->stream);
   return cudaSuccess;
 }
