@@ -33,6 +33,7 @@ struct Memory {
   explicit Memory(size_t bytes) {
     CHECK(cudaMalloc(&data, bytes));
     CHECK(cudaMemset(data, 1, bytes));
+    CHECK(cudaDeviceSynchronize());  // our stream does not wait for the default one, where that runs
   }
   ~Memory() { cudaFree(data); }
 };
