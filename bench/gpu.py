@@ -13,13 +13,15 @@ bench/gpu_check.sh runs all of it and puts the GPU's name, driver and date into 
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import json
 import multiprocessing
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,40 +86,47 @@ def floor_us(step: dict[str, Any], precision: str, peak: dict[str, float]) -> fl
     )
 
 
-def kernels(floor: Path | None, precisions: Sequence[str] = tuple(BYTES)) -> list[dict[str, Any]]:
-    """A row per layer, precision and size: microseconds alone in a stream, and over its floor."""
+def kernels(
+    floor: Path | None, precisions: Sequence[str] = tuple(BYTES)
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each precision and size, one per layer: microseconds of its kernel, weights from
+    memory, and over its floor."""
     peak, source = peaks(floor)
-    rows = []
     for precision in precisions:
         for size in (256, 512):
-            engine = Engine(nets.unet(), backend="cuda", precision=precision, size=(size, size))
-            core = engine._core
-            for step in core.timed(size, size, repeats=20):
+            with Engine(model_of(64), backend="cuda", precision=precision, size=(size, size)) as engine:
+                steps = engine._core.timed(size, size, repeats=20)
+            rows = []
+            for step in steps:
                 least = floor_us(step, precision, peak)
                 rows.append({
                     "kernel": step["kernel"], "layer": step["layer"], "precision": precision, "size": size,
                     "us": round(step["measured_us"], 2), "floor_us": round(least, 3), "floor_from": source,
                     "ratio": round(step["measured_us"] / least, 2),
                 })  # fmt: skip
-            engine.close()
-    return rows
+            yield rows
 
 
-def beside_two_phase(rows: list[dict[str, Any]], floor: Path | None) -> None:
-    """Into each row of a stream kernel what the kernels without clusters need for the same layer, from a
-    process of its own: the engine reads its environment once."""
+def two_phase(rows: list[dict[str, Any]], floor: Path | None) -> list[dict[str, Any]]:
+    """For each row of a stream kernel what the kernels without clusters need for the same layer, from a
+    process of its own: the engine reads its environment once. Their `gain` is the stream kernel's."""
     streamed = {(row["layer"], row["precision"], row["size"]): row for row in rows
                 if "_stream_" in row["kernel"]}  # fmt: skip
     if not streamed:
-        return
+        return []
     os.environ["P2P_CUDA_CLUSTER"] = "0"
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        others = pool.apply(kernels, (floor, sorted({precision for _, precision, _ in streamed})))
+        others = pool.apply(all_kernels, (floor, sorted({row["precision"] for row in streamed.values()})))
+    found = []
     for other in others:
         row = streamed.get((other["layer"], other["precision"], other["size"]))
         if row:
-            row |= {"two_phase": other["kernel"], "two_phase_us": other["us"],
-                    "gain": round(other["us"] / row["us"], 2)}  # fmt: skip
+            found.append(other | {"instead_of": row["kernel"], "gain": round(other["us"] / row["us"], 2)})
+    return found
+
+
+def all_kernels(floor: Path | None, precisions: Sequence[str]) -> list[dict[str, Any]]:
+    return [row for rows in kernels(floor, precisions) for row in rows]
 
 
 class Contender(NamedTuple):
@@ -165,12 +174,20 @@ def timed_by_clock(run: Callable[[], Any]) -> Callable[[int], list[float]]:
     return times
 
 
-def torch_net(model: Model, n: int) -> Any:
-    """nets.torch_net, whose batch norm is an image's own only at batch 1; else instance norm."""
+# The weights of a whole net, 54 million, take seconds to make: once for all cases.
+@functools.cache
+def model_of(ngf: int) -> Model:
+    return nets.unet(ngf)
+
+
+@functools.cache
+def torch_net(ngf: int, batch: bool) -> Any:
+    """nets.torch_net, whose batch norm is an image's own only at batch 1; else instance norm. To be
+    copied."""
     import torch
 
-    net = nets.torch_net(model)
-    for parent in list(net.modules()) if n > 1 else []:
+    net = nets.torch_net(model_of(ngf))
+    for parent in list(net.modules()) if batch else []:
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.BatchNorm2d):
                 norm = torch.nn.InstanceNorm2d(child.num_features, eps=child.eps, affine=True)
@@ -179,9 +196,7 @@ def torch_net(model: Model, n: int) -> Any:
     return net.eval().requires_grad_(False)
 
 
-def rival(
-    case: Case, model: Model, x: Any, form: str, cold: bool = False
-) -> Callable[[], Contender]:
+def rival(case: Case, ngf: int, x: Any, form: str, cold: bool = False) -> Callable[[], Contender]:
     """PyTorch in one of its forms: eager, channels-last, compile, graph, graph channels-last; cold: L2
     flushed before each pass."""
     import torch
@@ -189,7 +204,7 @@ def rival(
     def make() -> Contender:
         dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[case.precision]
         layout = torch.contiguous_format if form in ("eager", "graph") else torch.channels_last
-        net = torch_net(model, case.n).to(x.device, dtype).to(memory_format=layout)
+        net = copy.deepcopy(torch_net(ngf, case.n > 1)).to(x.device, dtype).to(memory_format=layout)
         tensor = x.to(dtype).to(memory_format=layout)
         if form == "compile":
             net = torch.compile(net, mode="max-autotune")
@@ -253,28 +268,38 @@ def ours(
 
 
 def contenders(
-    case: Case, model: Model, x: Any, open_engine: Callable[[], Engine]
+    case: Case, ngf: int, x: Any, open_engine: Callable[[], Engine]
 ) -> dict[str, Callable[[], Contender]]:
     made = {f"pix2pix_fast {where}": ours(case, x, where, open_engine)
             for where in ("resident", "cold", "torch", "host")}  # fmt: skip
-    made["torch eager"] = rival(case, model, x, "eager")
-    made["torch channels-last"] = rival(case, model, x, "channels-last")
+    made["torch eager"] = rival(case, ngf, x, "eager")
+    made["torch channels-last"] = rival(case, ngf, x, "channels-last")
     if x.device.type == "cuda":
-        made["torch CUDA graph"] = rival(case, model, x, "graph")
-        made["torch CUDA graph channels-last"] = rival(case, model, x, "graph channels-last")
-        made["torch CUDA graph cold"] = rival(case, model, x, "graph", cold=True)
-    made["torch compile max-autotune"] = rival(case, model, x, "compile")
+        made["torch CUDA graph"] = rival(case, ngf, x, "graph")
+        made["torch CUDA graph channels-last"] = rival(case, ngf, x, "graph channels-last")
+        made["torch CUDA graph cold"] = rival(case, ngf, x, "graph", cold=True)
+    made["torch compile max-autotune"] = rival(case, ngf, x, "compile")
     return made
 
 
-def exact(model: Model, x: Any) -> Any:
-    """The float64 network of one image of the batch, (1, 3, h, w) on the CPU."""
+@functools.cache
+def picture_of(size: int, device: str) -> Any:
+    """(1, 3, size, size) in [-1, 1] that bytes hold exactly, so that every contender sees the same one."""
+    import torch
+
+    picture = torch.from_numpy(nets.picture(size).transpose(2, 0, 1)[None].copy()).to(device)
+    return ((picture + 1) * 127.5).round() / 127.5 - 1
+
+
+@functools.cache
+def exact(ngf: int, size: int, device: str) -> Any:
+    """What the float64 network makes of it, on the CPU."""
     import torch
     from pix2pix_fast.train.networks import UNet
 
-    net = UNet.from_model(model).double().to(x.device)
+    net = UNet.from_model(model_of(ngf)).double().to(device)
     with torch.no_grad():
-        return net(x[:1].double()).cpu()
+        return net(picture_of(size, device).double()).cpu()
 
 
 def row_of(case: Case, name: str, **fields: Any) -> dict[str, Any]:
@@ -297,22 +322,19 @@ def measure(
     import torch
 
     torch.backends.cudnn.benchmark = True
-    model = nets.unet(ngf)
-    picture = torch.from_numpy(nets.picture(case.size).transpose(2, 0, 1)[None].copy()).to(device)
-    # Pictures that bytes hold exactly, so that every contender sees the same one.
-    x = (((picture + 1) * 127.5).round() / 127.5 - 1).repeat(case.n, 1, 1, 1)
+    x = picture_of(case.size, device).repeat(case.n, 1, 1, 1)
     x[1:] = x[1:].flip(3)
-    reference = exact(model, x)
+    reference = exact(ngf, case.size, device)
     engines: list[Engine] = []  # one for all of ours
 
     def open_engine() -> Engine:
         if not engines:
             size = (case.size, case.size)
-            engines.append(Engine(model, backend="cuda", precision=case.precision, size=size))
+            engines.append(Engine(model_of(ngf), backend="cuda", precision=case.precision, size=size))
         return engines[0]
 
     rows, running = {}, {}
-    for name, make in contenders(case, model, x, open_engine).items():
+    for name, make in contenders(case, ngf, x, open_engine).items():
         if not wanted(name):
             continue
         rows[name] = row_of(case, name)
@@ -375,11 +397,11 @@ def main() -> int:
         print(f"bench/gpu.py: {missing}", file=sys.stderr)
         return 3
     if options.what == "kernels":
-        rows = kernels(options.floor)
-        try:
-            beside_two_phase(rows, options.floor)
-        finally:
-            append(options.out, rows)
+        rows = []
+        for made in kernels(options.floor):
+            append(options.out, made)  # at once: what comes next may fail, or have no time
+            rows += made
+        append(options.out, two_phase(rows, options.floor))
         return 0
     import torch
 

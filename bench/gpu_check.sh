@@ -8,7 +8,8 @@
 # share of the eight minutes; one that fails leaves the others' results. Exit status: how many stages failed.
 #
 # To be set: PYTHON (python3), P2P_GPU_CHECK_SECONDS (470), P2P_CUDA_ARCHITECTURES (native: the GPU that is there; a number
-# builds without one, so that the other stages can be seen to fail), and STAGES (all, in this order):
+# builds without one, so that the other stages can be seen to fail), COMMIT (git's; where the source came without .git, unknown),
+# and STAGES (all, in this order):
 STAGES=${STAGES:-build tests memcheck racecheck floor kernels network pdl plain compile}
 set -u
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
@@ -20,7 +21,10 @@ RESULTS=$ROOT/bench/results/gpu-${DATE%T*}.jsonl
 END=$(($(date +%s) + ${P2P_GPU_CHECK_SECONDS:-470}))
 GPU=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1)
 DRIVER=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)
-COMMIT=$(git -C "$ROOT" rev-parse --short HEAD 2>/dev/null)$(git -C "$ROOT" diff --quiet HEAD 2>/dev/null || echo +)
+if [ -z "${COMMIT:-}" ]; then
+  COMMIT=$(git -C "$ROOT" rev-parse --short HEAD 2>/dev/null) || COMMIT=unknown
+  [ "$COMMIT" = unknown ] || git -C "$ROOT" diff --quiet HEAD || COMMIT=$COMMIT+
+fi
 ARCHITECTURES=${P2P_CUDA_ARCHITECTURES:-native}
 FAILED=0
 mkdir -p "$OUT" "$ROOT/bench/results"
@@ -148,13 +152,13 @@ run_compile() {
   cd / && "$PYTHON" "$ROOT/bench/gpu.py" network --compile --out "$OUT/compile.jsonl"
 }
 
-echo "${GPU:-no GPU}, driver ${DRIVER:-none}, $DATE, commit ${COMMIT:-unknown}"
+echo "${GPU:-no GPU}, driver ${DRIVER:-none}, $DATE, commit $COMMIT"
 stage build 240
-stage tests 75
+stage tests 100
 stage memcheck 40
 stage racecheck 40
 stage floor 45
-stage kernels 40
+stage kernels 60
 stage network 110
 stage pdl 25
 stage plain 25
