@@ -395,8 +395,10 @@ def test_demo(run: Run, path: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(sheet[48:80, 8:40], translated(tmp_path / "drawings/0.png"))
     assert run("demo", "--model", path, "-o", "sheet.png").exit_code == 1
     result = run("demo", "--model", "no.safetensors", "-o", "other.png")
-    assert result.exit_code == 1
-    assert "give one by --model" in result.stderr
+    assert result.exit_code == 2
+    assert "no.safetensors" in result.stderr
+    assert run("demo", "--model", "edges2photo", "--pictures", "drawings", "-o", "c.png").exit_code == 0
+    assert (tmp_path / "c.png").read_bytes() != (tmp_path / "sheet.png").read_bytes()
 
 
 @pytest.mark.parametrize("verb", ["info", "translate", "verify"])

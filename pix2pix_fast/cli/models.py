@@ -107,8 +107,8 @@ def build_trt(
 
     if target is None and (deconv or options["capability"]):
         raise click.UsageError("--deconv and --capability need OUT.engine")
-    if target and Path(target).exists() and not overwrite:
-        raise FileExistsError(f"{plain(target)} exists; --overwrite replaces it")
+    if target:
+        refuse_existing(target, overwrite)
     h, w = whole_numbers(size, "--size", "x", 2) if size else (0, 0)
     begun = time.perf_counter()
     with steps_bar("build-trt") as progress:

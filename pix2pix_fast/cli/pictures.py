@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .words import engine_options, model_argument, pictures_bar, plain, reason_of, say, verb
+from .words import (
+    MODEL,
+    engine_options,
+    model_argument,
+    pictures_bar,
+    plain,
+    reason_of,
+    refuse_existing,
+    say,
+    verb,
+)
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -244,8 +254,7 @@ def _check_target(source: str, target: str, taken: dict[str, str], overwrite: bo
     if Path(target).exists():
         if source != "-" and Path(source).exists() and Path(source).samefile(target):
             raise ValueError("its result would replace it; give another -o")
-        if not overwrite:
-            raise FileExistsError(f"{plain(target)} exists; --overwrite replaces it")
+        refuse_existing(target, overwrite)
 
 
 def _save(image: Image.Image, target: str) -> None:
@@ -267,49 +276,40 @@ def _save(image: Image.Image, target: str) -> None:
 
 
 @verb()
-@click.option("--model", type=click.Path(), help="Default: the example model in the package.")
+@click.option("--model", type=MODEL, default="facades_labels2photo", show_default=True)
 @click.option("--pictures", type=click.Path(file_okay=False), help="Default: the example drawings.")
 @click.option("-o", "--out", default="demo.png", show_default=True, type=click.Path(dir_okay=False))
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @engine_options
-def demo(
-    model: str | None, pictures: str | None, out: str, overwrite: bool, **options: Any
-) -> int:
+def demo(model: str, pictures: str | None, out: str, overwrite: bool, **options: Any) -> int:
     """Translate the example drawings; drawings and photos go side by side into one PNG.
 
     A picture that cannot be read is left out and named; the exit code is 1 then.
     """
-    from importlib.resources import as_file, files
-
     from .. import images
     from ..engine import Engine
 
-    if Path(out).exists() and not overwrite:
-        raise FileExistsError(f"{plain(out)} exists; --overwrite replaces it")
+    refuse_existing(out, overwrite)
     if Path(out).suffix.lower() not in _SAVE:
         raise click.UsageError(f"-o {plain(out)}: expected a picture file such as demo.png")
-    with as_file(files("pix2pix_fast") / "assets") as assets:
-        path = Path(model) if model else assets / "facades_labels2photo.safetensors"
-        folder = Path(pictures) if pictures else assets / "pictures"
-        if not path.exists():
-            raise FileNotFoundError(f"no example model at {plain(str(path))}; give one by --model")
-        names = [item.source for item in _items(str(folder))]
-        pairs = []
-        with Engine(path, **options) as engine:
-            for name in names:
-                try:
-                    drawing = images.open_picture(name).convert("RGB")
-                except (OSError, ValueError) as error:
-                    say(f"{plain(name)}: {reason_of(error).removeprefix('image: ')}")
-                    continue
-                engine.translate(drawing)  # a new size lays out memory; the second call is timed
-                start = time.perf_counter()
-                photo = engine.translate(drawing)
-                ms = (time.perf_counter() - start) * 1e3
-                pairs.append((drawing, photo))
-                size = f"{drawing.height}x{drawing.width}"
-                click.echo(f"{plain(Path(name).name)}  {size}  {ms:.1f} ms")
-            what = engine.info
+    folder = pictures or str(Path(__file__).parents[1] / "assets/pictures")
+    names = [item.source for item in _items(folder)]
+    pairs = []
+    with Engine(model, **options) as engine:
+        for name in names:
+            try:
+                drawing = images.open_picture(name).convert("RGB")
+            except (OSError, ValueError) as error:
+                say(f"{plain(name)}: {reason_of(error).removeprefix('image: ')}")
+                continue
+            engine.translate(drawing)  # a new size lays out memory; the second call is timed
+            start = time.perf_counter()
+            photo = engine.translate(drawing)
+            ms = (time.perf_counter() - start) * 1e3
+            pairs.append((drawing, photo))
+            size = f"{drawing.height}x{drawing.width}"
+            click.echo(f"{plain(Path(name).name)}  {size}  {ms:.1f} ms")
+        what = engine.info
     if not pairs:
         raise click.ClickException("none of the pictures can be read")
     _save(_side_by_side(pairs), out)
