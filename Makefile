@@ -1,6 +1,6 @@
 # make demo   the engine in a virtual environment of its own (no torch), the example pictures translated
 # make test   everything that the tests need, and the tests
-# make bench  the table of rivals, the kernels, the pytest-benchmark suite
+# make bench  the table of rivals and its plot, the pytest-benchmark suite
 PYTHON ?= python3
 DEMO := .venv/demo
 TEST := .venv/test

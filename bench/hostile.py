@@ -1,6 +1,6 @@
 """The page's server beside clients that mean it ill: what a good client notices, and what it costs.
 
-    python bench/hostile.py                    # bar 34: hostile messages and 50 idle connections
+    python bench/hostile.py                    # hostile messages and 50 idle connections
 
 Phases alternate, quiet and hostile, so that both see the same machine. The server is a process of its
 own, as `pix2pix-fast serve` starts it. So is the hostile client: its messages are made and masked before

@@ -91,6 +91,6 @@ def test_the_whole_depth_in_bf16(cuda_host: Any) -> None:
 
 
 def test_the_whole_depth_in_f32(cuda_host: Any) -> None:
-    """users.md asks for 50 dB between the CPU's f32 and CUDA's."""
+    """At least 50 dB between the CPU's f32 and CUDA's."""
     model, x = tiny_model(8, ngf=8), noise((1, 256, 256, 3), "float32") * 2 - 1
     assert psnr(run_net(cuda_host, model, x, "f32"), reference(model, x)) > FLOORS["f32"]

@@ -1,8 +1,8 @@
 """The training loop: one step of D, one step of G, for every pair of every epoch.
 
-    pix2pix-fast train facades ../shared/data/facades -o runs/facades
-    pix2pix-fast train facades ../shared/data/facades -o runs/facades --resume
-    pix2pix-fast train facades ../shared/data/facades -o runs/smoke --smoke
+    pix2pix-fast train facades DATA/facades -o runs/facades
+    pix2pix-fast train facades DATA/facades -o runs/facades --resume
+    pix2pix-fast train facades DATA/facades -o runs/smoke --smoke
     torchrun --nproc-per-node 2 -m pix2pix_fast.train facades DATA -o RUN
 
 Values come from recipes/, pairs from data.py, losses from losses.py; state.py keeps the run,

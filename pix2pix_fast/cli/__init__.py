@@ -2,7 +2,8 @@
 
 Results go to stdout, progress and errors to stderr, one line per error; --debug shows the traceback
 instead. Exit codes: 0 fine, 1 something failed, 2 wrong usage, 130 interrupted. click and rich live
-here only, and everything else is imported by the verb that needs it, so that --help stays quick.
+here and in train/ only; everything else is imported by the verb that needs it, so that --help stays
+quick.
 """
 
 from __future__ import annotations
