@@ -238,6 +238,7 @@ CpuModel::Slots CpuModel::acquire(Runtime& runtime, int32_t h, int32_t w, bool a
 void CpuModel::release(Runtime& runtime, Slots slot, bool alone) {
   std::lock_guard<std::mutex> guard(runtime.idle_lock);
   Slots& idle = alone ? runtime.idle_alone : runtime.idle;
+  // With one thread callers compute beside each other, each in one of its own.
   const size_t kept = alone ? (size_t)threads_ : kIdleExecutables + (threads_ == 1 ? 4 : 0);
   idle.splice(idle.begin(), slot);
   int64_t bytes = 0;

@@ -5,8 +5,13 @@
 //   kPhases      output phases: 1, or 4 for a transposed convolution
 //   kRounds      1 where the phases share A, kPhases where each has its own: one A after the other, in the same place
 //   kProducts    weight matrices per phase
+//   kSplit       parts of k for each input channel: the four input phases of a Winograd convolution, else 1
+//   kStep        from one output of a tile to the next in the picture: 2 where the output phases interleave
 //   kAccumulate  all products of a phase add into one C (direct), or each has its own (Winograd)
 //   Output       the transform from C to a tile of outputs
+//
+// and as functions: rows and rows_at (the rows of A, and those that a product has), position (a product's A), live (whether it
+// meets the picture), weights (of one filter), gather_row (one row of A), place (where the outputs of a row begin).
 //
 // Weights: [round][panel of output channels][phase of the round][product][k][panel]. Statistics are taken where outputs are in
 // registers, shifted by one of the item's outputs so that a large mean costs no digits, and merged in double by the backend.

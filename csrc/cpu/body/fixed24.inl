@@ -1,9 +1,10 @@
 // Weights of 24 bits for the layers that wait for memory: what few pixels use once costs its bytes, not its arithmetic.
 //
 // A column (output channel and phase) holds whole numbers q, |q| <= 2^23, times one power of two: off by at most 2^-23 of the
-// column's largest weight (2^-114 where that is smaller than 2^-91), where float32 is off by 2^-24 of each. Every four vectors of the stream, in the order of use, lie in
-// three: the upper 24 bits of a lane are q of one of the first three, the lower 8 bits a byte of the fourth's q. load24 (vec.h)
-// gives 256 q; the output transform multiplies by the column's scale, which changes no digit. docs/decisions/028.
+// column's largest weight (2^-114 where that is smaller than 2^-91), where float32 is off by 2^-24 of each. Every four vectors
+// of the stream, in the order of use, lie in three: the upper 24 bits of a lane are q of one of the first three, the lower 8
+// bits a byte of the fourth's q. load24 (vec.h) gives 256 q; the output transform multiplies by the column's scale, which
+// changes no digit. docs/decisions/028.
 
 // The element type of such a layer. Everything but its weights is float32.
 struct Fixed24 : F32 {};

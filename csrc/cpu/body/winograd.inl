@@ -73,7 +73,7 @@ struct Winograd3 : OneShape {
   }
 };
 
-// Points 0, 1, -1/2, -2, infinity: half the error of the usual 0, 1, -1, 1/2 (bench/winograd_error.py). The ninths sit in
+// Points 0, 1, -1/2, -2, infinity: two thirds of the error of the usual 0, 1, -1, 1/2 (bench/winograd_error.py). The ninths sit in
 // the weights, where they cost nothing per picture.
 struct Winograd4 : OneShape {
   static constexpr int kTile = 4, kPoints = 5;
