@@ -208,6 +208,16 @@ def test_the_export_command_replaces_nothing_unasked(run, tmp_path):
     assert command(str(tmp_path)).exit_code == 2  # a folder, for one file
 
 
+def test_the_commands_take_a_model_of_the_package_by_its_name(tmp_path):
+    arguments = ["edges2photo", str(tmp_path), "--format", "junyanz"]
+    assert CliRunner().invoke(export_command, arguments).exit_code == 0
+    assert (tmp_path / "latest_net_G.pth").is_file()
+    Image.new("L", (8, 8)).save(tmp_path / "gray.png")
+    arguments = ["edges2photo", str(tmp_path / "gray.png"), str(tmp_path / "colour.png")]
+    refused = CliRunner().invoke(colorize, arguments)
+    assert refused.exit_code == 1 and "reads 1 channel and writes 2" in refused.stderr
+
+
 def test_a_damaged_model_file_is_one_line(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"nothing of a model")
     arguments = [str(tmp_path / "bad.safetensors"), str(tmp_path / "o.safetensors")]

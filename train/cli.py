@@ -120,7 +120,7 @@ def train(
 
 
 @click.command("export", context_settings=_HELP)
-@click.argument("run", type=click.Path(exists=True))
+@click.argument("run", type=words.MODEL)
 @click.argument("output", type=click.Path())
 @click.option(
     "--format", "form", type=click.Choice(["safetensors", "junyanz"]), default="safetensors"
@@ -171,7 +171,7 @@ def export(
 
 
 @click.command("colorize", context_settings=_HELP)
-@click.argument("model", type=click.Path(exists=True))
+@click.argument("model", type=words.MODEL)
 @click.argument("picture", type=click.Path(exists=True, dir_okay=False))
 @click.argument("output", type=click.Path(dir_okay=False))
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
