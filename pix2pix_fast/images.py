@@ -150,7 +150,7 @@ def open_picture(source: Any) -> Image.Image:
             check_size(image.height, image.width)
             if image.format == "TIFF":
                 _check_tiff(image)
-            return _upright(image)
+            return upright(image)
     except UnidentifiedImageError:
         raise ValueError(
             f"image: {name}: no picture file that we open ({', '.join(FORMATS)})"
@@ -222,7 +222,7 @@ def _check_tiff(image: Any) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """The picture as it is meant to be looked at: EXIF orientation applied."""
     from PIL import Image
 
@@ -249,7 +249,7 @@ def _from_pil(image: Image.Image, ci: int, owned: bool) -> Picture:
     check_size(image.height, image.width)
     if not owned:
         try:
-            image = _upright(image)
+            image = upright(image)
         except MemoryError:
             raise
         except Exception as error:  # it was opened but not decoded, and Pillow raises nearly anything

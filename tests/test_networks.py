@@ -17,7 +17,6 @@ from pix2pix_fast.train.networks import (
     UNet,
     keep_mask,
     pad_to_multiple,
-    parameter_count,
 )
 
 
@@ -35,7 +34,7 @@ from pix2pix_fast.train.networks import (
 )
 def test_parameter_counts_are_the_published_ones(make, count):
     with torch.device("meta"):
-        assert parameter_count(make()) == count
+        assert sum(p.numel() for p in make().parameters()) == count
 
 
 @pytest.mark.parametrize("n", range(7))

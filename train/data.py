@@ -30,8 +30,7 @@ from torch.utils.data import Dataset
 from pix2pix_fast import images
 
 LOG = logging.getLogger("pix2pix_fast.train")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
+SUFFIXES = (*images.SUFFIXES, ".npy")
 FORMS = ("pairs", "folders", "colorization", "edges", "inpainting")
 
 
@@ -47,8 +46,8 @@ def read_picture(path: Path) -> np.ndarray:
         if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False)
         else:
-            with Image.open(path, formats=FORMATS) as file:
-                image = images._upright(file)
+            with Image.open(path, formats=images.FORMATS) as file:
+                image = images.upright(file)
                 if image.mode in ("LA", "La"):
                     image = image.convert("L")
                 elif image.mode != "RGB" and not _is_gray(image.mode):
@@ -71,7 +70,7 @@ def picture_header(path: Path) -> tuple[int, int, int]:
     """Height, width and channels of what `read_picture` returns, from the header alone."""
     try:
         if path.suffix.lower() != ".npy":
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=images.FORMATS) as image:
                 gray = image.mode in ("LA", "La") or _is_gray(image.mode)
                 h, w = image.height, image.width
                 if image.format != "TIFF" and _lies_on_its_side(image, path):  # TIFF: Pillow swaps

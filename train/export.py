@@ -158,11 +158,6 @@ def to_junyanz(
     return list(written)
 
 
-def is_run(path: str | Path) -> bool:
-    """Whether `path` is a run folder of ours."""
-    return (Path(path) / "last.pt").is_file()
-
-
 def _foreign(net: nn.Module, card: dict[str, Any] | None) -> Model:
     """Somebody else's module, junyanz's UnetGenerator: read as its checkpoint would be."""
     from pix2pix_fast import checkpoints

@@ -446,11 +446,6 @@ def image_twin(net: nn.Module) -> nn.Module:
     return twin.eval()
 
 
-def parameter_count(net: nn.Module) -> int:
-    """Number of trained values."""
-    return sum(p.numel() for p in net.parameters())
-
-
 def refuse_size(values: dict[str, Any]) -> None:
     """ValueError when pictures of `size` x `size` do not fit a recipe's networks."""
     size, kind = values["size"], values["generator"]
