@@ -1,12 +1,12 @@
-"""What nvcc makes of the CUDA kernels, for every architecture: registers, spills, local memory, and
-whether tensor-core and 16-byte asynchronous instructions are there. Needs nvcc and nvdisasm, no GPU.
+"""What nvcc makes of the CUDA kernels, for every architecture; needs no GPU.
 
     python bench/cuda_compile.py                        # all that nvcc knows from sm_75 on, five minutes
     python bench/cuda_compile.py --arch 90 --dtype f16  # some
 
-Writes its rows, a line per kernel, into results/cuda-compile.jsonl (those of other architectures and
-precisions stay) and the table of docs/cuda-registers.md. Needs every row to be of today's kernels: run
-all of it when csrc/cuda/*.cuh changes.
+Registers, spills, local memory, and whether tensor-core and 16-byte asynchronous instructions are
+there, by nvcc and nvdisasm. Writes its rows, a line per kernel, into results/cuda-compile.jsonl (those
+of other architectures and precisions stay) and the table of docs/cuda-registers.md. Needs every row to
+be of today's kernels: run all of it when csrc/cuda/*.cuh changes.
 Exit status 1 if a kernel spills, uses local memory or lacks the instructions of its precision.
 """
 

@@ -55,7 +55,7 @@ def run_kernel(
     n > 0 one phase with n rows per item.
 
     Returns {"dst": (ho, wo, co) float32, "scale", "shift": (co,) of a norm with gamma 1, beta 0, eps 1e-5 (empty for
-    first and last layers), "seconds": one per repeat, "macs", "weight_bytes"}.
+    first and last layers), "seconds": one per repeat, "macs", "weight_bytes", "phases", "stat_blocks"}.
     """
 
 def yuv_to_rgb(

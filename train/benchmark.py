@@ -1,5 +1,4 @@
-"""Pictures per second of a training step: the plain eager float32 loop against our settings,
-interleaved.
+"""Pictures per second of training, the plain eager float32 loop and our settings interleaved.
 
     python -m pix2pix_fast.train.benchmark --ngf 64 --rounds 8
 

@@ -1,6 +1,6 @@
 """Recipes: a module of this folder lists one or several under RECIPES, each only with what differs.
 
-DEFAULTS is the method as junyanz's PyTorch code runs it on the paper's values ("J" in
+DEFAULTS is the method as junyanz's PyTorch code runs it on the paper's values ("junyanz" in
 docs/training.md); a recipe names its `base`, or differs from DEFAULTS. `load` resolves, checks
 every name, and returns one flat dict of plain values, which is saved as JSON in the run folder and
 in each model's card.
