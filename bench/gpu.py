@@ -31,7 +31,7 @@ import numpy as np
 from pix2pix_fast import Engine, backends
 from pix2pix_fast.model import Model
 
-# gpu.md, section 2: an H100. Used where gpu_floor.cu's lines are not given.
+# Of an H100, as others report. Used where gpu_floor.cu's lines are not given.
 H100 = {"flops": 800e12, "f32 flops": 60e12, "weights": 3.0e12, "maps": 5.5e12}
 BYTES = {"f16": 2, "bf16": 2, "f32": 4}
 FLUSH_BYTES = 256 << 20  # more than any L2
@@ -71,7 +71,7 @@ def peaks(floor: Path | None) -> tuple[dict[str, float], str]:
         "maps": max((x["gb_per_s"] for x in small), default=0) * 1e9,
     }
     return (
-        (measured, "measured") if all(measured.values()) else (H100, "gpu.md's figures for an H100")
+        (measured, "measured") if all(measured.values()) else (H100, "others' figures for an H100")
     )
 
 

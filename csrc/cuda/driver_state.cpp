@@ -8,7 +8,7 @@ namespace {
 
 std::string version_text(int version) { return text(version / 1000, ".", version % 1000 / 10); }
 
-// gpu.md, section 11: code 35 with driver version 0 is "no driver", 35 with another "too old", 100 "no device".
+// The runtime says "insufficient driver" for a driver that is too old and, with version 0, for none at all.
 std::string missing_of(cudaError_t error, int driver, const DriverState& state) {
   if (error == cudaErrorInsufficientDriver && driver == 0)
     return "no driver: this machine has no NVIDIA driver (libcuda.so.1 is not there); install it, or use backend='cpu'";
