@@ -118,7 +118,7 @@ def _write(target: str, text: str) -> None:
 @click.option("--unpaired", is_flag=True, help="Real and fake of a pair from different inputs.")
 @click.option("--practice", type=int, default=10, show_default=True, help="Trials with feedback.")
 @click.option("--trials", type=int, default=40, show_default=True, help="Trials that count.")
-@click.option("--pairs", type=int, default=0, help="In the page; default: as many as trials.")
+@click.option("--pairs", type=int, default=0, help="In the page; default: one for each trial, practice included.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which pairs.")
 def study_page(out: str, endings: str, unpaired: bool, overwrite: bool, **options: Any) -> None:
     """Write a page that asks people which of two pictures is fake: the paper's real-or-fake test.

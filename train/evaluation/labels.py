@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pix2pix_fast.train.evaluation.features import to_unit
 from torch import Tensor
 
 from pix2pix_fast import palettes
@@ -108,7 +109,7 @@ def segment(network: torch.jit.ScriptModule, photo: np.ndarray, h: int, w: int) 
     to the size of the labels first, bilinearly, and labels are never resized: both as the paper's
     score wants it (256x256 to 1024x2048). ValueError for logits of another shape.
     """
-    x = torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))[None].float() / 255
+    x = to_unit(photo)
     if x.shape[2:] != (h, w):
         x = torch.nn.functional.interpolate(x, (h, w), mode="bilinear", align_corners=False)
     with torch.inference_mode():
