@@ -9,7 +9,7 @@ SOURCES := $(shell find csrc pix2pix_fast train setup.py CMakeLists.txt pyprojec
 .PHONY: demo test lint bench clean
 
 demo: $(DEMO)/installed
-	$(DEMO)/bin/pix2pix-fast demo -o out/demo.png
+	$(DEMO)/bin/pix2pix-fast demo -o out/demo.png --overwrite
 
 test: $(TEST)/installed  # pytest by its own name: with `python -m` the source folder would hide the installed package
 	$(TEST)/bin/pytest -q
