@@ -1,7 +1,7 @@
 """pix2pix_fast: pix2pix generators as fast, correct picture translators.
 
->>> from pix2pix_fast import Engine                                       # doctest: +SKIP
->>> with Engine("edges2shoes.safetensors") as engine:                     # doctest: +SKIP
+>>> from pix2pix_fast import Engine
+>>> with Engine("edges2shoes.safetensors") as engine:
 ...     engine.translate("drawing.png").save("shoe.png")
 
 Importing this loads NumPy and nothing heavier.

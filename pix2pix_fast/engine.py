@@ -68,8 +68,8 @@ class Engine:
     BackendUnavailable when the back-end, precision or instruction set asked for cannot run here;
     ValueError and TypeError for wrong arguments.
 
-    >>> from pix2pix_fast import Engine                                   # doctest: +SKIP
-    >>> with Engine("edges2shoes.safetensors") as engine:                 # doctest: +SKIP
+    >>> from pix2pix_fast import Engine
+    >>> with Engine("edges2shoes.safetensors") as engine:
     ...     engine.translate("drawing.png").save("shoe.png")
     """
 
@@ -273,7 +273,7 @@ class Engine:
         """For films: uint8 arrays translated beside each other, each by a thread of its own where
         that uses the CPU better than threads that share one; the bits are `translate`'s.
 
-        >>> with engine.lanes() as lanes:                                 # doctest: +SKIP
+        >>> with engine.lanes() as lanes:
         ...     results = [one.result() for one in [lanes.submit(frame) for frame in frames]]
         """
         threads = int(self._info["threads"]) if self._info["backend"] == "cpu" else 1

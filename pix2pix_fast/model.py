@@ -334,7 +334,7 @@ def load(source: str | os.PathLike[str] | bytes) -> Model:
 
     Raises ModelFormatError for a file that is not wholly sound, OSError for an unreadable one.
 
-    >>> model = load("edges2shoes.safetensors")                           # doctest: +SKIP
+    >>> model = load("edges2shoes.safetensors")
     """
     if isinstance(source, bytes):
         return _load(io.BytesIO(source), "model")

@@ -106,7 +106,7 @@ def translate_video(
     BackendUnavailable without PyAV; ValueError and TypeError for wrong arguments. dst is whole or
     not there.
 
-    >>> translate_video(engine, "in.mp4", "out.mp4").frames               # doctest: +SKIP
+    >>> translate_video(engine, "in.mp4", "out.mp4").frames
     250
     """
     source, target = _check_paths(src, dst, overwrite)
