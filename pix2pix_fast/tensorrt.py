@@ -97,9 +97,9 @@ class Profile(NamedTuple):
 class Network:
     """Writes `model` into `network`, an INetworkDefinition of the library `trt`."""
 
-    def __init__(self, trt: Any, network: Any, model: Model, form: Form, *, release: bool) -> None:
+    def __init__(self, trt: Any, network: Any, model: Model, form: Form) -> None:
         self.trt, self.network, self.model, self.form = trt, network, model, form
-        self.tensors = model.core_tensors(form.norm, release=release)
+        self.tensors = model.core_tensors(form.norm)
         self.kept: list[np.ndarray] = []  # the library reads weights when it builds
         types = trt.DataType
         self.type = {"f32": types.FLOAT, "f16": types.HALF, "bf16": types.BF16}[form.precision]
@@ -308,7 +308,6 @@ def build(
     profile: Profile,
     *,
     capability: str = "",
-    release: bool = False,
     progress: Progress | None = None,
 ) -> bytes:
     """The serialized engine. `trt`: the library; `capability`: "8.9" builds for that GPU ahead of
@@ -323,7 +322,7 @@ def build(
         why = "; ".join(complaints) or error
         raise BackendUnavailable(f"{trt.__name__} {trt.__version__} has no builder: {why}") from error
     definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    network = Network(trt, definition, model, form, release=release)
+    network = Network(trt, definition, model, form)
     network.write()
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # f32 means f32

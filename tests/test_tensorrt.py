@@ -46,7 +46,7 @@ NETS = {
 def evaluated(model: Any, form: Form, feed: Any) -> Any:
     """What the built network computes in float64."""
     network = INetworkDefinition()
-    Network(library(), network, model, form.checked(), release=False).write()
+    Network(library(), network, model, form.checked()).write()
     return network(feed)
 
 
@@ -105,7 +105,7 @@ def test_a_swapped_skip_would_be_seen() -> None:
             return super().add_concatenation(parts[::-1] if len(parts) == 2 else parts)
 
     network = Swapped()
-    Network(library(), network, model, Form().checked(), release=False).write()
+    Network(library(), network, model, Form().checked()).write()
     assert (network(x) - want).norm() / want.norm() > 0.05
 
 

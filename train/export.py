@@ -86,7 +86,6 @@ def to_file(
     dtype: Literal["f32", "f16", "bf16"] = "f32",
     which: Which = "last",
     card: dict[str, Any] | None = None,
-    check: bool = True,
 ) -> Model:
     """Writes our file, compares the engine's picture with PyTorch's, and returns the model as read
     back.
@@ -99,8 +98,7 @@ def to_file(
     try:
         save(to_model(source, which=which, card=card), beside, dtype=dtype)
         model = load(beside)
-        if check:
-            compare(model)
+        compare(model)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
