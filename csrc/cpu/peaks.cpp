@@ -25,7 +25,8 @@ double seconds_of(ThreadPool& pool, ThreadPool::Work work, void* context) {
 // left: 12 rows, whole register tiles of every room.
 double arithmetic_peak(Isa isa, DType dtype, ThreadPool& pool) {
   const Kernel* kernel = plain_kernel(isa, dtype);
-  const bool tiles = room_of(*find_kernel(isa, Op::kConv, Algorithm::kDirect, dtype)) == Isa::kAmx;  // seven row tiles, so that its products are two by two
+  // seven row tiles with AMX, so that its products are two by two
+  const bool tiles = room_of(*find_kernel(isa, Op::kConv, Algorithm::kDirect, dtype)) == Isa::kAmx;
   Problem p{};
   p.hi = tiles ? 20 : 4;
   p.wi = tiles ? 20 : 12;
@@ -39,7 +40,7 @@ double arithmetic_peak(Isa isa, DType dtype, ThreadPool& pool) {
     const Kernel* kernel;
     Problem p;
     Geometry g;
-    std::vector<Memory> memory;  // per thread: weights, source, shared, scratch, dst
+    std::vector<Memory> memory;  // per thread: weights, source, shared, scratch, dst, its scale and shift
     int repeats;
     std::vector<double> best;  // seconds of each thread: neighbours on a shared machine slow now one, now the other
   } job{kernel, p, g, {}, 40, std::vector<double>(pool.size(), 1e9)};
@@ -57,8 +58,8 @@ double arithmetic_peak(Isa isa, DType dtype, ThreadPool& pool) {
     a.dst = m[4].data();
     const auto start = std::chrono::steady_clock::now();
     for (int r = 0; r < j.repeats; ++r)
-      for (int32_t phase = 1; phase < j.g.phases; phase += 2)
-        for (int32_t item = 0; item < j.g.items[1]; ++item) j.kernel->run(j.p, a, phase, item, m[3].data());
+      for (int32_t phase = j.g.phases > 1 ? 1 : 0; phase < j.g.phases; phase += 2)  // without gathering, where that is a phase
+        for (int32_t item = 0; item < j.g.items[phase % 2]; ++item) j.kernel->run(j.p, a, phase, item, m[3].data());
     j.best[thread] = std::min(j.best[thread], std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   };
   for (double spent = 0; spent < 0.4;) spent += seconds_of(pool, work, &job);
