@@ -35,7 +35,11 @@ def kernels(model: Model, options: Options) -> Kernels:
     """Layer name -> kernel id where timing beats the cost model; from the cache if it is known."""
     key = _key(model, options)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = folder() / f"{name}.json"
+    try:
+        path = folder() / f"{name}.json"
+    except RuntimeError as error:  # a user without a home, as containers have them
+        log.warning("no folder to keep tuned kernels in (%s); P2P_TUNE_CACHE names one", error)
+        return measure(model, options)
     known = _read(path, key, model, options)
     if known is not None:
         log.info("tuned kernels from %s", path)
@@ -156,7 +160,7 @@ def _read(path: Path, key: dict[str, Any], model: Model, options: Options) -> Ke
             return dict(found)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     log.warning("%s is not a tuning result; measuring again", path)
     return None

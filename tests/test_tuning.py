@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,17 @@ def test_a_cache_that_cannot_be_written_loses_nothing(
     assert "could not be kept" in caplog.text
 
 
+def test_a_user_without_a_home_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("P2P_TUNE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 9)  # nobody in the list of users
+    monkeypatch.setattr(tuning, "measure", lambda *_: {"e2": "chosen"})
+    assert tuning.kernels(tiny_model(), options()) == {"e2": "chosen"}
+    assert "P2P_TUNE_CACHE names one" in caplog.text
+
+
 @pytest.mark.parametrize(
     "kernels",
     [
@@ -69,7 +81,11 @@ def test_another_machine_size_or_network_is_another_result(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 3
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"key": 1}', '{"key": {}, "kernels": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "[" * 10**5, '{"key": 1}', '{"key": {}, "kernels": 3}'],
+    ids=lambda text: text[:9],
+)
 def test_a_broken_result_is_measured_again(cache: Path, content: str) -> None:
     model = tiny_model(depth=3)
     tuning.kernels(model, options())
