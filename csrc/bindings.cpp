@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <chrono>
 
@@ -26,6 +27,30 @@ using p2p::text;
 
 using FloatArray = py::array_t<float, py::array::c_style>;
 
+// The GIL given up, and taken back for a while inside. A thread that wants it when the interpreter has begun to end is ended by
+// Python with pthread_exit, or, from 3.14 on, sleeps for ever. An exit would unwind through destructors, which is
+// std::terminate, and free buffers that the pool's threads still use; so here it sleeps with every Python. (pybind11's two
+// classes do not, and look up the thread's state, which may be gone by then.)
+thread_local PyThreadState* unlocked = nullptr;
+
+void lock() {
+  try {
+    PyEval_RestoreThread(unlocked);
+  } catch (...) {
+    for (;;) pause();
+  }
+}
+
+struct WithoutGil {
+  WithoutGil() { unlocked = PyEval_SaveThread(); }
+  ~WithoutGil() { lock(); }
+};
+
+struct WithGil {
+  WithGil() { lock(); }
+  ~WithGil() { unlocked = PyEval_SaveThread(); }
+};
+
 // Polls Python's signals about ten times a second: taking the GIL more often could cost a 5 ms switch interval each time.
 class SignalCheck final : public p2p::Interrupt {
  public:
@@ -33,7 +58,7 @@ class SignalCheck final : public p2p::Interrupt {
     const auto now = std::chrono::steady_clock::now();
     if (now - last_ < std::chrono::milliseconds(100)) return false;
     last_ = now;
-    py::gil_scoped_acquire gil;
+    const WithGil locked;
     return raised_ = PyErr_CheckSignals() != 0;
   }
   bool raised() const { return raised_; }
@@ -71,7 +96,7 @@ class MappingSource final : public p2p::WeightSource {
   explicit MappingSource(py::object tensors) : tensors_(std::move(tensors)) {}
 
   p2p::LayerTensors fetch(const p2p::Layer& layer) override {
-    py::gil_scoped_acquire gil;
+    const WithGil locked;
     held_.clear();
     const bool down = layer.op == p2p::LayerOp::kConv4x4s2;
     const py::ssize_t outer = down ? layer.co : layer.ci, inner = down ? layer.ci : layer.co;
@@ -183,7 +208,7 @@ py::dict cuda() {
 #ifdef P2P_CUDA
   p2p::cuda::DriverState state;
   {
-    py::gil_scoped_release release;
+    const WithoutGil released;
     state = p2p::cuda::driver_state();
   }
   py::list devices;
@@ -223,7 +248,7 @@ class Engine {
     options.kernels = kernels;
     options.h = size.first;
     options.w = size.second;
-    py::gil_scoped_release release;
+    const WithoutGil released;
     model_ = p2p::compile(std::move(network), source, options);
   }
 
@@ -236,7 +261,7 @@ class Engine {
     SignalCheck signals;
     bool finished;
     {
-      py::gil_scoped_release release;
+      const WithoutGil released;
       finished = alone ? model->run_alone(in, out, frame, &signals) : model->run(in, out, frame, &signals);
     }
     if (!finished) {
@@ -250,7 +275,7 @@ class Engine {
     const std::shared_ptr<p2p::CompiledModel> model = open();
     std::vector<p2p::StepReport> found;
     {
-      py::gil_scoped_release release;
+      const WithoutGil released;
       found = model->timed(h, w, repeats);
     }
     return listed(found);
@@ -263,7 +288,7 @@ class Engine {
     const p2p::ImageView out = device_view_of(dst, "dst", channels_out_, range);
     P2P_REQUIRE(in.n == out.n && in.h == out.h && in.w == out.w, "dst: expected the size of src, ", in.n, "x", in.h, "x",
                 in.w, ", got ", out.n, "x", out.h, "x", out.w);
-    py::gil_scoped_release release;
+    const WithoutGil released;
     model->run_on(in, out, frame, stream);
   }
 
@@ -271,7 +296,7 @@ class Engine {
     P2P_REQUIRE(repeats >= 1 && repeats <= 100000, "repeats: expected 1 to 100000, got ", repeats);
     P2P_REQUIRE(flush_bytes >= 0, "flush_bytes: expected 0 or more, got ", flush_bytes);
     const std::shared_ptr<p2p::CompiledModel> model = open();
-    py::gil_scoped_release release;
+    const WithoutGil released;
     return model->timed_graph(n, h, w, repeats, flush_bytes);
   }
 
@@ -297,7 +322,7 @@ class Engine {
     P2P_REQUIRE(in.type == p2p::PixelType::kF32 && in.n == 1, "src: expected one float32 picture in [-1, 1]");
     std::vector<p2p::Activation> found;
     {
-      py::gil_scoped_release release;
+      const WithoutGil released;
       found = model->activations(in);
     }
     py::dict result;
@@ -348,7 +373,7 @@ py::dict peaks(const std::string& isa, const std::string& precision, int threads
     throw p2p::BackendUnavailable(text("precision 'bf16' needs the room avx512bf16 or amx, not ", p2p::cpu::isa_name(room)));
   p2p::Peaks found;
   {
-    py::gil_scoped_release release;
+    const WithoutGil released;
     p2p::cpu::ThreadPool pool(threads ? threads : p2p::cpu::usable_cpus());
     found = p2p::cpu::measured_peaks(room, precision == "bf16" ? p2p::cpu::DType::kBF16 : p2p::cpu::DType::kF32, pool);
   }
@@ -392,7 +417,7 @@ py::dict run_kernel(const std::string& kernel, const FloatArray& src, const Floa
   in.repeats = repeats;
   p2p::cpu::ProbeOutput out;
   {
-    py::gil_scoped_release release;
+    const WithoutGil released;
     out = p2p::cpu::probe(in);
   }
   const py::ssize_t ho = down ? in.hi / 2 : in.hi * 2, wo = down ? in.wi / 2 : in.wi * 2;
@@ -452,7 +477,7 @@ void yuv_to_rgb(const py::sequence& planes, const std::vector<int64_t>& strides,
   const Planes held(planes, strides, {(int32_t)dst.shape(0), (int32_t)dst.shape(1)}, chroma, k, full, false);
   const int32_t channels = channels_of(dst, "dst", held.planes);
   uint8_t* to = dst.mutable_data();
-  py::gil_scoped_release release;
+  const WithoutGil released;
   p2p::yuv_to_rgb(held.planes, channels, to);
 }
 
@@ -462,7 +487,7 @@ void rgb_to_yuv(const ByteArray& src, const py::sequence& planes, const std::vec
   const Planes held(planes, strides, {(int32_t)src.shape(0), (int32_t)src.shape(1)}, chroma, k, full, true);
   const int32_t channels = channels_of(src, "src", held.planes);
   const uint8_t* from = src.data();
-  py::gil_scoped_release release;
+  const WithoutGil released;
   p2p::rgb_to_yuv(from, channels, held.planes);
 }
 

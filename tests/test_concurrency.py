@@ -240,6 +240,26 @@ print(good, os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
     assert child(code) == "True 0"
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_interpreter_ends_while_daemon_threads_call(threads: int) -> None:
+    code = """
+import sys, threading, time
+from pix2pix_fast import Engine
+from tiny import noise, tiny_model
+engine = Engine(tiny_model(), threads=int(sys.argv[1]), size=(32, 32))
+def call(side):
+    image = noise((side, side, 3))
+    while True:
+        engine.translate(image)
+for side in (16, 32, 1024):
+    threading.Thread(target=call, args=(side,), daemon=True).start()
+while engine.stats["calls"] < 50:
+    time.sleep(0.001)
+"""
+    for _ in range(3):
+        child(code, str(threads))
+
+
 def test_threads_that_cannot_be_started_are_an_error() -> None:
     code = """
 import resource
