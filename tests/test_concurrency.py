@@ -240,6 +240,54 @@ print(good, os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
     assert child(code) == "True 0"
 
 
+# Another thread's long call has the engine; the main thread waits for its turn.
+BUSY = """
+import os, signal, threading, time
+import numpy as np
+from pix2pix_fast import Engine
+from tiny import noise, tiny_model
+engine = Engine(tiny_model(), threads=2, size=(32, 32))
+small, many = noise((32, 32, 3)), np.broadcast_to(noise((256, 256, 3)), (300, 256, 256, 3))
+want = engine.translate(small)
+ended = []
+def long():
+    engine.translate(many)
+    ended.append(time.perf_counter())
+busy = threading.Thread(target=long)
+start = time.perf_counter()
+busy.start()
+"""
+
+
+def test_ctrl_c_ends_the_wait_for_another_call() -> None:
+    code = """
+threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    while True:
+        engine.translate(small)
+except KeyboardInterrupt:
+    waited = time.perf_counter() - start
+busy.join()
+assert (engine.translate(small) == want).all()
+print(waited / (ended[0] - start))
+"""
+    assert float(child(BUSY + code)) < 0.8
+
+
+def test_a_fork_in_the_wait_for_another_call() -> None:
+    code = """
+children, parent = [], os.getpid()
+signal.signal(signal.SIGALRM, lambda *_: children.append(os.fork()))
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+while not children:
+    good = (engine.translate(small) == want).all()
+if os.getpid() != parent:
+    os._exit(0 if good else 1)
+print(good, os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+"""
+    assert child(BUSY + code) == "True 0"
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_interpreter_ends_while_daemon_threads_call(threads: int) -> None:
     code = """

@@ -26,6 +26,7 @@ constexpr size_t kIdleExecutables = 4;     // sizes that stay warm ...
 constexpr int64_t kIdleBytes = 2ll << 30;  // ... as long as their buffers take no more than this
 constexpr int64_t kPixelsMax = 1ll << 28;
 constexpr int kThreadsMax = 1024;
+constexpr std::chrono::milliseconds kWaitBetweenSignals(100);
 
 class CpuModel;
 
@@ -61,7 +62,7 @@ class CpuModel final : public CompiledModel {
   struct Runtime {
     explicit Runtime(int threads) : threads(threads) {}
     int threads;
-    std::mutex call_lock;   // held through a call when the pool has workers ...
+    std::timed_mutex call_lock;  // held through a call when the pool has workers ...
     std::atomic<std::thread::id> caller{};  // ... by this thread
     std::mutex idle_lock;   // guards the rest
     std::unique_ptr<ThreadPool> pool;                    // started by the first call
@@ -256,11 +257,15 @@ bool CpuModel::run(const ImageView& src, const ImageView& dst, uint64_t frame, I
   if (runtime.caller.load(std::memory_order_relaxed) == std::this_thread::get_id())
     return run_alone(src, dst, frame, interrupt);
   // With workers, calls take turns: each has all threads. With one thread, every caller computes on its own.
-  std::unique_lock<std::mutex> turn(runtime.call_lock, std::defer_lock);
+  std::unique_lock<std::timed_mutex> turn(runtime.call_lock, std::defer_lock);
   ThreadPool* pool;
   std::optional<ThreadPool> own;
   if (threads_ > 1) {
-    turn.lock();
+    // By the wall clock, as GCC 12's thread sanitizer does not see locks that wait by another.
+    while (!turn.try_lock_until(std::chrono::system_clock::now() + kWaitBetweenSignals)) {
+      if (interrupt && interrupt->requested()) return false;
+      if (&runtime != runtime_) return run(src, dst, frame, interrupt);  // forked by a handler: this lock opens no more
+    }
     if (!runtime.pool) runtime.pool = std::make_unique<ThreadPool>(threads_);
     pool = runtime.pool.get();
   } else {
