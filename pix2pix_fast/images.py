@@ -316,7 +316,12 @@ def _read_torch(tensor: Any) -> np.ndarray:
         tensor = tensor.to(torch.float32)
     if str(tensor.dtype).removeprefix("torch.") not in _DTYPES:
         raise TypeError(_dtype_message(tensor.dtype))
-    return np.from_dlpack(tensor)
+    if tensor.is_neg():  # its memory is without the sign
+        raise TypeError(
+            "image: expected plain numbers, got a view that negates them; pass image.resolve_neg()"
+        )
+    array: np.ndarray = tensor.numpy()  # through DLPack NumPy before 2.1 could not write
+    return array
 
 
 def _read_array(image: Any) -> np.ndarray:

@@ -139,6 +139,13 @@ IMAGES: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
     ("torch bool", torch.zeros(3, 4, 4, dtype=torch.bool), {}, TypeError, "got torch.bool; mul"),
     ("torch int", torch.zeros(3, 4, 4, dtype=torch.int32), {}, TypeError, "got torch.int32"),
     ("torch sparse", torch.zeros(3, 4).to_sparse(), {}, TypeError, "dense ... sparse_coo"),
+    (
+        "torch negated",
+        torch.zeros(3, 4, 4, dtype=torch.complex64).conj().imag,
+        {},
+        TypeError,
+        "plain numbers ... negates them; pass image.resolve_neg()",
+    ),
     ("torch meta", torch.zeros(3, 4, 4, device="meta"), {}, ValueError, "on the CPU ... on meta"),
     ("gpu", OnGpu(), {}, ValueError, "image: expected memory of the CPU ... device (2, 0)"),
     ("bad dlpack", BrokenDLPack(), {}, TypeError, "BrokenDLPack cannot be read through DLPack"),

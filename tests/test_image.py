@@ -324,6 +324,22 @@ def test_out_of_every_kind(engine: Engine) -> None:
     assert engine.translate(picture, out=np.empty_like(want)).tobytes() == want.tobytes()
 
 
+def test_a_tensor_is_written_where_dlpack_is_read_only(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = np.from_dlpack
+
+    def read_only(producer: Any) -> np.ndarray:  # as NumPy before 2.1
+        array = real(producer)
+        array.flags.writeable = False
+        return array
+
+    monkeypatch.setattr(np, "from_dlpack", read_only)
+    image, out = noise((20, 24, 3)), torch.empty(20, 24, 3, dtype=torch.uint8)
+    assert engine.translate(image, out=out) is out
+    np.testing.assert_array_equal(out.numpy(), engine.translate(image))
+
+
 def test_out_may_be_the_input(engine: Engine) -> None:
     image = noise((2, 20, 24, 3))
     want = engine.translate(image)
