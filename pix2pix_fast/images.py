@@ -352,7 +352,11 @@ def _read_array(image: Any) -> np.ndarray:
             raise TypeError(
                 f"image: this {type(image).__name__} cannot be read as an array: {error}"
             ) from error
-    advice = "; stream() takes iterables" if hasattr(image, "__iter__") else ""
+    advice = ""
+    if hasattr(image, "read"):
+        advice = "; pass what it holds: image.read()"
+    elif hasattr(image, "__iter__"):
+        advice = "; stream() takes iterables"
     raise TypeError(f"image: expected {_KINDS}, got {type(image).__name__}{advice}")
 
 

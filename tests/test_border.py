@@ -116,7 +116,7 @@ IMAGES: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
     ("number", 3, {}, TypeError, "image: expected ... got int"),
     ("generator", (i for i in ()), {}, TypeError, "got generator; stream() takes iterables"),
     ("dict", {}, {}, TypeError, "image: expected ... got dict"),
-    ("BytesIO", io.BytesIO(), {}, TypeError, "image: expected ... got BytesIO"),
+    ("BytesIO", io.BytesIO(), {}, TypeError, "got BytesIO; pass what it holds: image.read()"),
     ("url", "https://host/a.png", {}, ValueError, "image: expected a local file ... download"),
     ("data url", "data:image/png;base64,AA", {}, ValueError, "image: expected a local file"),
     ("file url", "file:///a.png", {}, ValueError, "image: expected a local file"),
