@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,24 @@ def test_room_flags_stay_in_their_rooms() -> None:
             room = "p2p_room(" in line or re.match(r"\s*set\((avx512|bf16|amx) ", line)
             assert room or "check_cxx_compiler_flag" in line, line
     assert "INTERPROCEDURAL_OPTIMIZATION" not in text and "-flto" not in text
+
+
+@needs_sources
+def test_a_source_distribution_can_be_built(tmp_path: Path) -> None:
+    """It holds what CMake reads."""
+    pytest.importorskip("setuptools")
+    names = ["CMakeLists.txt", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"]
+    for name in names:
+        shutil.copy(ROOT / name, tmp_path)
+    for folder in ("csrc", "pix2pix_fast", "train"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    command = [sys.executable, "setup.py", "-q", "sdist", "-d", "dist"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as tar:
+        inside = {name.partition("/")[2] for name in tar.getnames()}
+    assert inside >= {"CMakeLists.txt", "setup.py", "pyproject.toml"}
+    assert inside >= {str(path.relative_to(ROOT)) for path in CSRC.rglob("*.*")}
 
 
 def test_rooms_export_only_their_tables() -> None:
