@@ -87,8 +87,8 @@ class Engine:
     ) -> None:
         _one_of("precision", precision, ("auto", "f32", "bf16", "f16"))
         _one_of("norm", norm, ("image", "running"))
-        _whole("threads", threads, 1, 1024)
-        _whole("dropout", dropout, 0, 2**64 - 1)
+        threads = _whole("threads", threads, 1, 1024)
+        dropout = _whole("dropout", dropout, 0, 2**64 - 1)
         chosen = backends.choose(backend)
         source = _model_of(model)
         architecture = source.architecture
@@ -574,7 +574,7 @@ def _sizes_of(size: Any, model: Model) -> tuple[tuple[int, int], tuple[int, int]
     if (
         not isinstance(size, (tuple, list))
         or len(size) != 2
-        or not all(isinstance(length, int) for length in size)
+        or not all(map(_is_whole, size))
     ):
         raise TypeError(f"size: expected (height, width) as two ints, got {size!r}")
     given = int(size[0]), int(size[1])
@@ -588,14 +588,20 @@ def _one_of(argument: str, value: Any, allowed: tuple[str, ...]) -> None:
         )
 
 
-def _whole(argument: str, value: Any, low: int, high: int) -> None:
+def _is_whole(value: Any) -> bool:
+    """Whether it is an int, of Python or NumPy."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _whole(argument: str, value: Any, low: int, high: int) -> int | None:
     """None, or an int from low to high."""
     if value is None:
-        return
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        return None
+    if not _is_whole(value):
         raise TypeError(f"{argument}: expected None or an int, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{argument}: expected {low} to {high}, got {value}")
+    return int(value)
 
 
 def _range(value_range: Any) -> Range:

@@ -80,6 +80,7 @@ ENGINE_ARGUMENTS = [
     ({"dropout": True}, TypeError, "dropout: expected None or an int, got True"),
     ({"size": 256}, TypeError, "size: expected (height, width) ... got 256"),
     ({"size": (256,)}, TypeError, "size: expected (height, width) ... got (256,)"),
+    ({"size": (True, 256)}, TypeError, "size: expected (height, width) ... got (True, 256)"),
     ({"size": (0, 256)}, ValueError, "size: expected at least 1 x 1 pixel, got height 0"),
     ({"size": (10**6, 10**6)}, ValueError, "size: expected at most 67108864 pixels"),
 ]

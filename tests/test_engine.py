@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -56,6 +57,13 @@ def test_info_and_stats() -> None:
     assert "closed" in repr(engine)
     assert engine.stats["calls"] == 3
     assert engine.info["name"] == "x"
+
+
+def test_numpys_integers_are_integers() -> None:
+    arguments = {"threads": np.int64(1), "dropout": np.uint64(7), "size": (np.int32(32), np.int64(24))}
+    with Engine(tiny_model(), **arguments) as engine:
+        info = json.loads(json.dumps(engine.info))
+    assert (info["threads"], info["dropout"], info["size"]) == (1, 7, [32, 24])
 
 
 def test_size_comes_from_the_card() -> None:
