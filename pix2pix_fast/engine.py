@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .model import Model
 
 T = TypeVar("T")
-File = TypeVar("File", bound="str | os.PathLike[str] | bytes")
+File = TypeVar("File", bound="str | os.PathLike[str] | bytes | bytearray")
 Range = tuple[float, float]
 
 MOST_BESIDE = 8  # pictures at once; each streams all weights, which more threads had better share
@@ -147,7 +147,7 @@ class Engine:
     @overload
     def translate(
         self,
-        image: str | os.PathLike[str] | bytes,
+        image: str | os.PathLike[str] | bytes | bytearray,
         *,
         out: None = None,
         value_range: Range = (0.0, 1.0),
@@ -162,6 +162,15 @@ class Engine:
         value_range: Range = (0.0, 1.0),
         layout: images.Layout | None = None,
     ) -> list[Image.Image]: ...
+    @overload
+    def translate(
+        self,
+        image: tuple[File, ...],
+        *,
+        out: None = None,
+        value_range: Range = (0.0, 1.0),
+        layout: images.Layout | None = None,
+    ) -> tuple[Image.Image, ...]: ...
     @overload
     def translate(
         self,
