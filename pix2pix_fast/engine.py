@@ -127,14 +127,14 @@ class Engine:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What runs, and how: name, direction, size, channels, norm, dropout, digest, backend,
-        precision, isa, threads."""
+        """What runs, and how: name, direction, size, channels, depth, ngf, norm, dropout, inferred,
+        digest, backend, precision, isa, threads."""
         return dict(self._info)
 
     @property
     def stats(self) -> dict[str, Any]:
         """Counters: calls, p50_ms and p95_ms per picture over the last 1000 calls (None before
-        the first), workspace_bytes."""
+        the first), workspace_bytes, weight_bytes, load_seconds."""
         try:
             core = self._core.stats()
         except ValueError:  # closed
