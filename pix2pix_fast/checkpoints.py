@@ -39,7 +39,6 @@ FOREIGN_MAGIC = {
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
-    b"\x08\x03\x12": "an ONNX file; convert the checkpoint that it was made from",
     b"\x04\x00\x00\x00\x01\x00\x00\x00\x03\x00\x00\x00V 1": "a Torch7 .t7 file of the Lua code",
 }
 
@@ -128,6 +127,8 @@ def _what(start: bytes) -> str:
     for magic, name in FOREIGN_MAGIC.items():
         if start.startswith(magic):
             return f"is {name}"
+    if re.match(rb"\x08[\x03-\x1f][\x12\x3a]", start):  # its version, then its maker or its graph
+        return "is an ONNX file; convert the checkpoint that it was made from"
     if start[257:262] == b"ustar":
         return "is a tar archive (torch before 0.1.10, or a packed folder), which is not read"
     if not start.strip(b"\0"):

@@ -295,6 +295,9 @@ def check_zip(stream: BinaryIO, where: str) -> bytes:
         raise ModelFormatError(f"{where}: zip: an entry's name has a NUL character")
     if len({name.partition("/")[0] for name in names}) > 1:  # torch takes the first one's
         raise ModelFormatError(f"{where}: zip: its entries lie in several folders, expected one")
+    # before its entries: torch.jit compresses its code
+    if any("/code/" in name or name.lower().endswith("/constants.pkl") for name in names):
+        raise ModelFormatError(f"{where}: is a TorchScript program, expected a state dict")
     for info in infos:
         entry = f"{where}: zip entry {show(info.filename)}"
         if info.flag_bits & 1:
@@ -310,8 +313,6 @@ def check_zip(stream: BinaryIO, where: str) -> bytes:
             )
     if sum(info.file_size for info in infos) > size:
         raise ModelFormatError(f"{where}: zip: its entries overlap")
-    if any("/code/" in name or name.lower().endswith("/constants.pkl") for name in names):
-        raise ModelFormatError(f"{where}: is a TorchScript program, expected a state dict")
     found = (one for one in infos if re.fullmatch(r"[^/]+/data\.pkl", one.filename))
     values = next(found, None)
     if values is None:

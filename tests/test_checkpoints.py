@@ -982,6 +982,9 @@ UNKNOWN: dict[str, tuple[Callable[[], bytes], str]] = {
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(100), "is a gzip archive"),
     "HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file"),
     "PNG": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), "is a PNG picture"),
+    "ONNX of 2017": (lambda: b"\x08\x03\x12\x07pytorch" + bytes(100), "is an ONNX file"),
+    "ONNX of 2026": (lambda: b"\x08\x0a\x12\x07pytorch" + bytes(100), "is an ONNX file; convert"),
+    "ONNX of nobody": (lambda: b"\x08\x09\x3a\x90\x01" + bytes(100), "is an ONNX file"),
     "JPEG": (lambda: b"\xff\xd8\xff\xe0" + bytes(100), "is a JPEG picture"),
     "old pickle": (lambda: b"cos\nsystem\n(S'true'\ntR.", "is of no known kind"),
     "foreign safetensors": (
@@ -1069,6 +1072,10 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut": (lambda: zip_bytes({"a/data.pkl": b"." * 99})[:-30], "end record"),
     "encrypted": (lambda: _flag(zip_bytes({"a/data.pkl": b"."}), 1), "is encrypted"),
     "program": (lambda: zip_bytes({"a/data.pkl": b".", "a/code/x.py": b"pass"}), "a TorchScript program"),
+    "program as torch.jit writes it": (
+        lambda: zip_bytes({"a/data.pkl": b".", "a/code/x.py": b"pass " * 99}, zipfile.ZIP_DEFLATED),
+        "a TorchScript program",
+    ),
     "older program": (
         lambda: zip_bytes({"a/data.pkl": b".", "a/constants.pkl": b"."}), "a TorchScript program"),
     "64-bit entries": (lambda: zip64_end(zip_bytes({"a/data.pkl": b"."}), 10**6, 100), "1000000 entries"),
