@@ -12,7 +12,7 @@ import importlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -139,11 +139,16 @@ def _what(start: bytes) -> str:
 # -- junyanz's generators --------------------------------------------------------------------------
 #
 # His U-Net is a recursion: the block B(k) = root + "1." + "model." + (k-1) times "3.model." holds
-# our e(k+1) and d(N-k). Inference needs the shapes only, so that a file can be refused unread.
+# our e(k+1) and d(N-k). People save it under names of their own (DataParallel, torch.compile,
+# Lightning, an averaged copy), so the root is found from inside: e2's name ends as no other
+# tensor's does. Inference needs the shapes only, so that a file can be refused unread.
 
-PREFIXES = ("module.", "_orig_mod.", "netG.", "net_G.", "generator.", "G.")
-OTHERS = ("netD.", "net_D.", "discriminator.", "D.", "netD_A.", "netD_B.")
-WRAPPERS = ("state_dict", "netG", "net_G", "generator", "G", "model_state_dict", "model", "params")
+E2 = "1.model.1.weight"
+GENERATORS = {"netG", "net_G", "generator", "gen", "G"}
+DISCRIMINATORS = {"netD", "net_D", "discriminator", "disc", "D", "netD_A", "netD_B"}
+WRAPPERS = GENERATORS | {"state_dict", "model_state_dict", "model", "params"}
+WRAPPED = rf"^(?:(?:module|_orig_mod|{'|'.join(sorted(GENERATORS | DISCRIMINATORS))})\.)+"
+MOST_WRAPPERS = 4  # dicts inside each other
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -163,30 +168,25 @@ def infer(shapes: Mapping[str, Shape], where: str) -> Found:
             raise ModelFormatError(
                 f"{where}: tensor {show(name)} has a name longer than {MAX_NAME} characters"
             )
-    plain = _strip_prefixes(shapes)  # short name -> the file's name
-    root = next(
-        (m[1] for n in plain if (m := re.fullmatch(r"((?:model\.)*)1\.model\.1\.weight", n))), None
-    )
-    if root is None:
-        raise ModelFormatError(f"{where}: {_other_network(plain, shapes)}")
-    convs, norms = _places(root, plain, shapes, where)
+    root = _root(shapes, where)
+    convs, norms = _places(root, shapes, where)
     depth = len(convs) // 2
 
     def shape_of(layer: str) -> Shape:
         name = convs[layer] + ".weight"
-        if name not in plain:
+        if name not in shapes:
             raise ModelFormatError(
                 f"{where}: tensor {show(name)} is missing: it is our {layer}.weight"
             )
-        shape = shapes[plain[name]]
+        shape = shapes[name]
         if len(shape) != 4 or shape[2:] != (4, 4):
             raise ModelFormatError(
-                f"{where}: tensor {show(plain[name])} has shape {shape}, expected 4x4 kernels"
+                f"{where}: tensor {show(name)} has shape {shape}, expected 4x4 kernels"
             )
         return shape
 
     first, last = shape_of("e1"), shape_of(f"d{depth}")
-    kind, affine, text, dropped = _norm_kind(convs, norms, plain, where)
+    kind, affine, text, dropped = _norm_kind(convs, norms, shapes, where)
     places = tuple(f"d{k}" for k in range(2, depth - 3))
     try:
         architecture = Architecture(
@@ -207,46 +207,64 @@ def infer(shapes: Mapping[str, Shape], where: str) -> Found:
     for ours, expected in architecture.shapes().items():
         layer, *middle, part = ours.split(".")
         theirs = f"{norms[layer] if middle else convs[layer]}.{parts[part]}"
-        if theirs not in plain:
+        if theirs not in shapes:
             if part == "bias" and not middle:
                 continue
             raise ModelFormatError(f"{where}: tensor {show(theirs)} is missing: it is our {ours}")
-        if tuple(shapes[plain[theirs]]) != expected:
+        if tuple(shapes[theirs]) != expected:
             raise ModelFormatError(
-                f"{where}: tensor {show(plain[theirs])} has shape {tuple(shapes[plain[theirs]])}, "
+                f"{where}: tensor {show(theirs)} has shape {tuple(shapes[theirs])}, "
                 f"but as {ours} of a U-Net with ngf {architecture.ngf} it must be {expected}"
             )
-        names[ours] = plain[theirs]
+        names[ours] = theirs
     used = set(names.values())
-    for name, full in plain.items():
-        if full in used or name.endswith(".num_batches_tracked"):
+    for name in shapes:
+        if name in used or name.endswith(".num_batches_tracked") or _is_beside(name, root):
             continue
         if name.rpartition(".")[0] in norms.values() and name.rpartition(".")[2] in dropped:
             continue
-        raise ModelFormatError(f"{where}: tensor {show(full)} does not belong to a U-Net generator")
+        raise ModelFormatError(
+            f"{where}: tensor {show(name)} does not belong to a U-Net generator; "
+            "if the generator works without it, save its state dict alone"
+        )
     return Found(architecture, names, _summary(architecture, text))
 
 
-def _strip_prefixes(names: Iterable[str]) -> dict[str, str]:
-    """Short name -> full name, without DataParallel's, torch.compile's and wrapper's prefixes."""
-    plain = {name: name for name in names}
-    while plain:
-        prefix = next((p for p in PREFIXES if any(n.startswith(p) for n in plain)), None)
-        if prefix is None:
-            break
-        others = [n for n in plain if not n.startswith(prefix)]
-        if any(not n.startswith(OTHERS) for n in others):
-            break
-        plain = {n.removeprefix(prefix): f for n, f in plain.items() if n.startswith(prefix)}
-    return plain
+def _root(shapes: Mapping[str, Shape], where: str) -> str:
+    """What the names of the U-Net's tensors begin with; ModelFormatError unless there is one U-Net."""
+    roots = {name.removesuffix(E2) for name in shapes if name == E2 or name.endswith(f".{E2}")}
+    if not roots:
+        raise ModelFormatError(f"{where}: {_other_network(shapes)}")
+    named = {root for root in roots if not GENERATORS.isdisjoint(root.split("."))}
+    others = {root for root in roots if not DISCRIMINATORS.isdisjoint(root.split("."))}
+    roots = named or roots - others or roots  # a discriminator may be a U-Net too
+    if len(roots) > 1:
+        few = ", ".join(show(root) for root in sorted(roots)[:8])
+        raise ModelFormatError(
+            f"{where}: holds {len(roots)} U-Nets, under {few}; save the state dict of one alone"
+        )
+    return roots.pop()
+
+
+def _is_beside(name: str, root: str) -> bool:
+    """Whether a tensor is known to be no part of the generator whose U-Net stands under `root`.
+
+    Others might: a second stage, whose U-Net alone would give pictures, and wrong ones.
+    """
+    *parts, last = name.split(".")
+    if last == "n_averaged" or not DISCRIMINATORS.isdisjoint(parts):  # torch's AveragedModel
+        return not name.startswith(root)
+    home = root.split(".")
+    at = next((k for k, part in enumerate(home, 1) if part in GENERATORS), None)
+    return at is not None and parts[:at] != home[:at]
 
 
 def _places(
-    root: str, plain: Mapping[str, str], shapes: Mapping[str, Shape], where: str
+    root: str, shapes: Mapping[str, Shape], where: str
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Where each layer's convolution and norm stand, by our names; the norms may be absent."""
     blocks = [root + "1.model."]
-    while any(name.startswith(blocks[-1] + "3.model.") for name in plain):
+    while any(name.startswith(blocks[-1] + "3.model.") for name in shapes):
         if len(blocks) == MOST_BLOCKS:  # a name of a megabyte may nest a hundred thousand deep
             raise ModelFormatError(
                 f"{where}: more than {MOST_BLOCKS + 1} levels of U-Net blocks inside each other; "
@@ -260,7 +278,7 @@ def _places(
         convs |= {f"e{k + 1}": block + "1", f"d{n - k}": block + "5"}
         norms |= {f"e{k + 1}": block + "2", f"d{n - k}": block + "6"}
     # a norm at the bottleneck (TensorFlow's habit, and forks') moves what follows by one
-    deep = len(shapes.get(plain.get(innermost + "4.weight", ""), ())) == 4
+    deep = len(shapes.get(innermost + "4.weight", ())) == 4
     convs |= {f"e{n}": innermost + "1", "d1": innermost + ("4" if deep else "3")}
     norms |= {"d1": innermost + ("5" if deep else "4")}
     if deep:
@@ -269,12 +287,12 @@ def _places(
 
 
 def _norm_kind(
-    convs: Mapping[str, str], norms: Mapping[str, str], plain: Mapping[str, str], where: str
+    convs: Mapping[str, str], norms: Mapping[str, str], names: Collection[str], where: str
 ) -> tuple[Literal["image", "running", "none"], bool, str, tuple[str, ...]]:
     """(norm, affine, words for it, statistics to drop) by the table of norm keys and biases."""
 
     def has(place: str, parts: tuple[str, ...]) -> bool:
-        return any(f"{place}.{part}" in plain for part in parts)
+        return any(f"{place}.{part}" in names for part in parts)
 
     kinds = {
         layer: (has(place, ("weight", "bias")), has(place, STATISTICS))
@@ -287,7 +305,7 @@ def _norm_kind(
             "that the others have"
         )
     affine, running = next(iter(kinds.values()))
-    biased = {layer for layer, place in convs.items() if f"{place}.bias" in plain}
+    biased = {layer for layer, place in convs.items() if f"{place}.bias" in names}
     everywhere, at_last = biased == set(convs), biased <= {f"d{len(convs) // 2}"}
     if affine and running:
         return "running", True, "batch norm", ()
@@ -308,30 +326,29 @@ def _norm_kind(
     )
 
 
-def _other_network(plain: Mapping[str, str], shapes: Mapping[str, Shape]) -> str:
+def _other_network(shapes: Mapping[str, Shape]) -> str:
     """What a state dict that is no U-Net is; a sentence."""
-    blocks = {name.split(".conv_block.")[0] for name in plain if ".conv_block." in name}
+    blocks = {name.split(".conv_block.")[0] for name in shapes if ".conv_block." in name}
     only = "this engine runs U-Net generators"
     if blocks:
         return f"is a ResNet generator with {len(blocks)} blocks; {only}"
+    plain = {re.sub(WRAPPED, "", name): name for name in shapes}
     if "net.0.weight" in plain and "net.2.weight" in plain:
         return f"is a pixel discriminator (1x1 convolutions); {only}"
     convs = [
-        n for n in plain if re.fullmatch(r"model\.\d{1,4}\.weight", n) and _rank(n, plain, shapes) == 4
+        short
+        for short, name in plain.items()
+        if re.fullmatch(r"model\.\d{1,4}\.weight", short) and len(shapes[name]) == 4
     ]
-    if convs and shapes[plain[max(convs, key=lambda n: int(n.split(".")[1]))]][0] == 1:
+    if convs and shapes[plain[max(convs, key=lambda short: int(short.split(".")[1]))]][0] == 1:
         strided = len(convs) - 2
         return f"is a PatchGAN discriminator with {strided} strided layers; {only}"
-    if any(".block." in name or name.startswith("model.1.weight") for name in plain):
+    if "model.1.weight" in plain or any(".block." in name for name in shapes):
         return f"looks like a ResNet generator; {only}"
-    first = next(iter(plain), None)
+    first = next(iter(shapes), None)
     if first is None:
         return "holds no tensors"
-    return f"has the tensors of no network that is known, the first is {show(plain[first])}; {only}"
-
-
-def _rank(name: str, plain: Mapping[str, str], shapes: Mapping[str, Shape]) -> int:
-    return len(shapes[plain[name]])
+    return f"has the tensors of no network that is known, the first is {show(first)}; {only}"
 
 
 def _summary(a: Architecture, norm: str) -> str:
@@ -400,26 +417,32 @@ def _read_torch(stream: BinaryIO, where: str) -> Model:
 
 
 def _unwrap(value: Any, torch: Any, where: str) -> dict[str, Any]:
-    """The state dict itself, out of the wrappers that people save around it."""
-    for _ in range(4):
-        if not isinstance(value, dict):
-            break
-        tensors = {
-            name: item
-            for name, item in dict.items(value)  # an OrderedDict may bring its own `items`
-            if isinstance(name, str) and isinstance(item, torch.Tensor)
-        }
-        if tensors:
-            return tensors
-        inner = {name: item for name, item in dict.items(value) if isinstance(item, dict) and item}
-        known = next((name for name in WRAPPERS if name in inner), None)
-        if known is None and len(inner) != 1:
-            keys = [show(name) for name in list(value)[:8]]
-            raise ModelFormatError(
-                f"{where}: holds no generator's tensors, only the entries {', '.join(keys)}"
-            )
-        value = inner[known] if known is not None else next(iter(inner.values()))
-    raise ModelFormatError(f"{where}: holds {show(type(value).__name__)}, expected a state dict")
+    """The generator's state dict, out of the dicts that people save around it."""
+    found: list[tuple[tuple[str, ...], dict[str, Any]]] = []  # the keys to it, its tensors
+    todo: list[tuple[tuple[str, ...], Any]] = [((), value)] if isinstance(value, dict) else []
+    seen: set[int] = set()  # a dict may be in many places
+    for way, here in todo:
+        if id(here) in seen or len(way) > MOST_WRAPPERS:
+            continue
+        seen.add(id(here))
+        # an OrderedDict may bring its own `items`
+        items = {name: item for name, item in dict.items(here) if isinstance(name, str)}
+        tensors = {name: item for name, item in items.items() if isinstance(item, torch.Tensor)}
+        found += [(way, tensors)] if tensors else []
+        todo += [((*way, name), item) for name, item in items.items() if isinstance(item, dict)]
+    if not isinstance(value, dict):
+        raise ModelFormatError(f"{where}: holds {show(type(value).__name__)}, expected a state dict")
+    if not found:
+        keys = ", ".join(show(name) for name in list(value)[:8])
+        raise ModelFormatError(f"{where}: holds no generator's tensors, only the entries {keys}")
+    unets = [one for one in found if any(name.endswith(E2) for name in one[1])]
+    usual = [one for one in unets or found if WRAPPERS.issuperset(one[0])]
+    if len(unets) > 1 and len(usual) != 1:
+        few = ", ".join(show(".".join(way)) for way, _ in unets[:8])
+        raise ModelFormatError(
+            f"{where}: holds {len(unets)} U-Nets, as {few}; save the state dict of one alone"
+        )
+    return (usual or unets or found)[0][1]
 
 
 def _check_tensor(tensor: Any, torch: Any, where: str) -> None:

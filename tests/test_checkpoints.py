@@ -162,6 +162,28 @@ VARIANTS: dict[str, tuple[Change, str]] = {
         "batch",
     ),
     "any one name": (lambda s: {"weights": {"ema": s}, "step": 1}, "batch"),
+    "Lightning": (
+        lambda s: {
+            "state_dict": {
+                **prefixed(s, "model.generator."),
+                "model.discriminator.0.weight": s["model.model.0.weight"],
+                "vgg_loss.slice1.0.weight": s["model.model.0.weight"],
+            },
+            "hyper_parameters": {"betas": (0.5, 0.999)},
+        },
+        "batch",
+    ),
+    "any prefix": (lambda s: prefixed(s, "unet.module."), "batch"),
+    "averaged": (lambda s: {"n_averaged": _one(), **prefixed(s, "module.")}, "batch"),
+    "averaged beside": (
+        lambda s: {**prefixed(s, "netG."), **prefixed(zeros(s), "netG_ema.")}, "batch"),
+    "a U-Net as discriminator": (
+        lambda s: {**prefixed(zeros(s), "netD."), **prefixed(s, "net.")}, "batch"),
+    "dicts of any name": (
+        lambda s: {"gen_state_dict": s, "disc_state_dict": {"0.weight": _one()}, "step": _one()},
+        "batch",
+    ),
+    "params and params_ema": (lambda s: {"params_ema": zeros(s), "params": s}, "batch"),
     "shorter root": (lambda s: {n.removeprefix("model."): v for n, v in s.items()}, "batch"),
     "longer root": (lambda s: prefixed(s, "model."), "batch"),
     "no num_batches_tracked": (lambda s: without(s, "num_batches_tracked"), "batch"),
@@ -180,6 +202,16 @@ VARIANTS: dict[str, tuple[Change, str]] = {
     ),
     "shuffled": (lambda s: dict(sorted(s.items(), key=lambda item: hash(item[0]))), "batch"),
 }
+
+
+def zeros(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value * 0 for name, value in state.items()}
+
+
+def _one() -> Any:
+    import torch
+
+    return torch.tensor([1.0])
 
 
 def _last(value: Any) -> Any:
@@ -337,6 +369,23 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "ResNet-6": (lambda: prefixed(resnet_state(6), "module."), "ResNet generator with 6 blocks"),
     "PatchGAN": (patch_state, "is a PatchGAN discriminator with 3 strided layers"),
     "pixel": (pixel_state, "is a pixel discriminator"),
+    "D under a name": (lambda: prefixed(patch_state(), "module.netD."), "PatchGAN discriminator with 3"),
+    "two directions": (
+        lambda: {**prefixed(state_of()[1], "netG_A."), **prefixed(state_of()[1], "netG_B.")},
+        r"holds 2 U-Nets, under 'netG_A.model.model.', 'netG_B.model.model.'; save the state dict of one",
+    ),
+    "two dicts": (
+        lambda: {"g": {"net": state_of()[1]}, "g_ema": state_of()[1]},
+        "holds 2 U-Nets, as 'g_ema', 'g.net'; save the state dict of one alone",
+    ),
+    "a second stage": (
+        lambda: {**prefixed(state_of()[1], "unet."), "refine.0.weight": _kernels()},
+        "'refine.0.weight' does not belong to a U-Net generator; if the generator works without it",
+    ),
+    "a second stage inside": (
+        lambda: {**prefixed(state_of()[1], "netG.unet."), "netG.refine.0.weight": _kernels()},
+        "'netG.refine.0.weight' does not belong to a U-Net",
+    ),
     "other": (lambda: {"fc.weight": _expanded()}, "of no network that is known, .* 'fc.weight'"),
     "empty": (dict, "holds no generator's tensors"),
     "number": (lambda: 3, "holds 'int', expected a state dict"),
