@@ -316,9 +316,10 @@ def _norm_kind(
     if running:
         return "running", False, "batch norm without weight and bias", ()
     if everywhere:
-        return "image", False, "instance norm", ()
+        # without tensors of its own a norm shows in junyanz's biases alone
+        return "image", False, "instance norm (assumed, as every convolution has a bias)", ()
     if at_last:
-        return "none", False, "no norm", ()
+        return "none", False, "no norm (assumed, as the convolutions have no biases)", ()
     odd = sorted(set(convs) - biased)[0]
     raise ModelFormatError(
         f"{where}: there are no norms, and of the convolutions some have a bias and others, like "

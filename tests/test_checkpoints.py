@@ -79,6 +79,7 @@ def test_junyanz_networks_compute_the_same(
     assert model.card["dropout_places"] == "assumed"
     assert model.card["inferred"] in caplog.text and "assumed: dropout after" in caplog.text
     assert f"{a.depth} levels, ngf {a.ngf}, {a.in_channels} -> {a.out_channels}" in caplog.text
+    assert ("norm (assumed, as" in caplog.text) == (kinds.get("norm") in ("instance", "none"))
 
     net = net.double().train()
     for module in net.modules():
