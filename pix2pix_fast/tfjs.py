@@ -549,7 +549,10 @@ def _weight(weight: Any, where: str) -> tuple[str, Shape]:
     if not isinstance(name, str):
         raise ModelFormatError(f"{where}: a weight without a name: {show(weight)}")
     if "quantization" in weight:
-        raise ModelFormatError(f"{where}: weight {show(name)} is quantized, expected float32")
+        raise ModelFormatError(
+            f"{where}: weight {show(name)} is quantized, expected float32; "
+            "convert the model again without --quantize_..."
+        )
     if weight.get("dtype") != "float32":
         raise ModelFormatError(
             f"{where}: weight {show(name)}: dtype {show(weight.get('dtype'))}, expected float32"
