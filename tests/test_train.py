@@ -808,6 +808,8 @@ def test_the_command(facades, tmp_path):
     assert "epoch 1, held out: l1" in resumed.stderr
     assert read_log(tmp_path / "run")[-1]["step"] == 5  # one epoch of five pairs
     assert (tmp_path / "run" / "samples" / "0001.png").exists()
+    resnet = [*arguments, "-o", str(tmp_path / "resnet"), "--set", "generator=resnet6", "--max-steps", "1"]
+    assert "/resnet FOLDER --format junyanz" in runner.invoke(command, resnet).stdout
     alone = runner.invoke(command, [*arguments, "--changed-data"])
     assert alone.exit_code == 2 and "belongs to --resume" in alone.stderr
     wrong = runner.invoke(command, ["facade", str(facades), "-o", str(tmp_path / "x")])

@@ -110,7 +110,7 @@ def test_the_engine_takes_a_run_and_a_module(run, tmp_path):
     (tmp_path / "last.pt").write_bytes(b"damaged")
     with pytest.raises(ModelFormatError, match="damaged"):
         Engine(tmp_path)
-    with pytest.raises(ValueError, match="the engine runs U-Nets"):
+    with pytest.raises(ValueError, match="the engine runs U-Nets; .* ResNet, .*--format junyanz"):
         Engine(ResNet(ngf=4, blocks=6))
 
 

@@ -104,7 +104,9 @@ def train(
             max_steps=steps,
         )
         if distributed.rank() == 0:
-            way_out = f"python -m pix2pix_fast.train.export {run} NAME.safetensors"
+            resnet = values["generator"].startswith("resnet")  # the engine runs none
+            target = "FOLDER --format junyanz" if resnet else "NAME.safetensors"
+            way_out = f"python -m pix2pix_fast.train.export {run} {target}"
             click.echo(f"{trainer.step_count} steps done; a model of them: {way_out}")
     except KeyboardInterrupt:
         state = Path(run) / "last.pt"

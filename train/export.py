@@ -51,7 +51,10 @@ def to_model(source: Source, *, which: Which = "last", card: dict[str, Any] | No
     if not isinstance(net, UNet) and not about and not isinstance(net, networks.ResNet):
         return _foreign(net, card)
     if not isinstance(net, UNet):
-        raise ValueError(f"the engine runs U-Nets; this generator is a {type(net).__name__}")
+        raise ValueError(
+            f"the engine runs U-Nets; this generator is a {type(net).__name__}, which PyTorch and "
+            "junyanz's code run (export --format junyanz)"
+        )
     tensors = net.to_tensors()
     if net.norm == "instance":  # the norm cancels these biases
         normed = _normed(net)
