@@ -172,7 +172,7 @@ def check_pickle(data: bytes, where: str, at: int = 0) -> int:
         stack.append(target)
 
     if take(2) != b"\x80\x02":
-        raise refuse("is not of protocol 2, which torch.save writes")
+        raise refuse("is not of protocol 2, which torch.save writes without pickle_protocol=")
     for _ in range(MAX_OPCODES):
         code = take(1)[0]
         if code == ord("."):

@@ -1344,7 +1344,7 @@ COSTLY: dict[str, tuple[bytes, str]] = {
         b"\x80\x02(}q\x00" + b"ccollections\nOrderedDict\n)Rh\x00b" * 9 + b"t.", "gives one state"),
     "a storage walked through": (b"\x80\x02ctorch\nSize\nNQ\x85R.", "what no state dict passes"),
     "arguments that are no tuple": (b"\x80\x02ctorch._utils\n_rebuild_parameter\nNQR.", "what no state dict passes"),
-    "protocol 4": (b"\x80\x04}.", "not of protocol 2"),
+    "protocol 4": (b"\x80\x04}.", "not of protocol 2, .* without pickle_protocol"),
     "cut": (b"\x80\x02}X\x10\0\0\0a", "cut short"),
     "a call of what is no function": (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls 'torch.FloatStorage'"),
     "a call of a text": (b"\x80\x02X\x01\0\0\0a)R.", "calls what is no function"),
