@@ -60,16 +60,21 @@ def address() -> Iterator[str]:
         yield url
 
 
+def labels_models(folder: Path, **sizes: list[int]) -> list[Path]:
+    """Files of models of these names and sizes (height, width)."""
+    paths = [folder / f"{name}_labels2photo.safetensors" for name in sizes]
+    for path, size in zip(paths, sizes.values(), strict=True):
+        made = tiny_model()
+        card = {"name": path.stem, "size": size, "task": "labels to photo"}
+        model.save(model.Model(made.architecture, made.tensors, card), path)
+    return paths
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """With a labels model of 192 x 192 and one of 64 x 32."""
     folder = tmp_path_factory.mktemp("small")
-    for name, size in (("large_labels2photo", [192, 192]), ("small_labels2photo", [32, 64])):
-        made = tiny_model()
-        card = {"name": name, "size": size, "task": "labels to photo"}
-        path = folder / f"{name}.safetensors"
-        model.save(model.Model(made.architecture, made.tensors, card), path)
-    with serving(*sorted(folder.iterdir())) as url:
+    with serving(*labels_models(folder, large=[192, 192], small=[32, 64])) as url:
         yield url
 
 
@@ -301,9 +306,7 @@ def test_a_phone_and_the_other_model(page: Any, tmp_path: Path) -> None:
     page.select_option("#model", "1")
     settled(page, count)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    for canvas in ("#ink", "#picture"):  # both are in view at once
-        box = page.locator(canvas).bounding_box()
-        assert box["y"] >= 0 and box["y"] + box["height"] <= 844 and box["width"] >= 220
+    assert in_view(page) and page.locator("#ink").bounding_box()["width"] >= 220
     shoe, count = pixels(page, "picture"), frames(page)
     page.click("#samples button:has-text('Handbag')", force=True)
     settled(page, count)
@@ -321,6 +324,38 @@ def test_a_phone_and_the_other_model(page: Any, tmp_path: Path) -> None:
     saved = np.asarray(Image.open(download.value.path()))
     assert download.value.suggested_filename == "edges2photo.png"
     assert (saved[..., :3] == pixels(page, "picture")[..., :3]).all()
+
+
+COVERED = """[...document.querySelectorAll("main button")].filter((one) => one.checkVisibility()).filter((one) => {
+    one.scrollIntoView({ block: "center", inline: "center" });
+    const { x, y, width, height } = one.getBoundingClientRect();
+    return !one.contains(document.elementFromPoint(x + width / 2, y + height / 2));
+}).map((one) => one.outerHTML)"""
+
+
+def in_view(page: Any) -> bool:
+    """Whether both sheets are, as wholes and at once, at the top of the page."""
+    page.evaluate("scrollTo(0, 0)")
+    boxes = [page.locator(canvas).bounding_box() for canvas in ("#ink", "#picture")]
+    high = page.viewport_size["height"]
+    return all(box["y"] >= 0 and box["y"] + box["height"] <= high for box in boxes)
+
+
+def test_sheets_of_other_shapes_fit(browser: Any, tmp_path: Path) -> None:
+    models = labels_models(tmp_path, tall=[64, 32], wide=[16, 128])
+    with serving(*models) as url:
+        page = browser.new_page()
+        page.goto(url)
+        page.wait_for_selector(SHOWN, timeout=20_000)
+        for width, height in ((1280, 800), (390, 844)):
+            page.set_viewport_size({"width": width, "height": height})
+            for which, shape in (("0", 0.5), ("1", 8)):
+                page.select_option("#model", which)
+                box = page.locator("#ink").bounding_box()
+                assert box["width"] / box["height"] == pytest.approx(shape, rel=0.02)
+                assert in_view(page)
+                assert page.evaluate(COVERED) == []
+        page.context.close()
 
 
 def test_a_picture_with_holes_lies_on_paper(page: Any, tmp_path: Path) -> None:
