@@ -493,3 +493,20 @@ def test_on_a_tablet_every_label_can_be_read(page: Any) -> None:
 
 def test_on_a_small_laptop_nothing_scrolls(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollHeight") == 800
+
+
+@pytest.mark.parametrize("which", ["0", "1"])
+@pytest.mark.parametrize("size", [(740, 360), (720, 450), (568, 320)])  # phones on their side; 200 %
+def test_on_its_side_a_phone_shows_drawing_and_picture(
+    page: Any, size: tuple[int, int], which: str
+) -> None:
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.select_option("#model", which)
+    assert in_view(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == size[0]
+    assert page.evaluate(COVERED) == []
+
+
+def test_at_320_pixels_nothing_scrolls_sideways(page: Any) -> None:
+    page.set_viewport_size({"width": 320, "height": 568})
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
