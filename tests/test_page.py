@@ -510,3 +510,19 @@ def test_on_its_side_a_phone_shows_drawing_and_picture(
 def test_at_320_pixels_nothing_scrolls_sideways(page: Any) -> None:
     page.set_viewport_size({"width": 320, "height": 568})
     assert page.evaluate("document.documentElement.scrollWidth") == 320
+
+
+@pytest.mark.parametrize("page", [{"forced_colors": "active"}], indirect=True)
+def test_in_a_systems_own_colours_labels_and_tools_can_be_told_apart(page: Any) -> None:
+    def shown(selector: str) -> set[str]:
+        return set(
+            page.eval_on_selector_all(
+                selector, "all => all.map((one) => getComputedStyle(one).backgroundColor)"
+            )
+        )
+
+    assert len(shown("#inks i")) == 12
+    for kind in ("[data-tool]", "#inks button"):
+        pressed = shown(f"{kind}[aria-pressed=true]")
+        assert len(pressed) == 1 and not pressed & shown(f"{kind}[aria-pressed=false]")
+    keep(page, "page_forced.png")
