@@ -482,13 +482,23 @@ def test_from_another_machine_picture_files_travel(browser: Any, address: str) -
     context.close()
 
 
-@pytest.mark.parametrize("page", [{"viewport": {"width": 820, "height": 1180}}], indirect=True)
-def test_on_a_tablet_every_label_can_be_read(page: Any) -> None:
+@pytest.mark.parametrize("size", [(820, 1180), (1024, 768), (1280, 720), (1366, 640), (844, 390)])
+def test_every_label_can_be_read_and_no_button_leaves_its_card(
+    page: Any, size: tuple[int, int]
+) -> None:
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.evaluate("$('engine').textContent = $('latency').textContent = '1234.5'")  # a slow machine
     cut = page.evaluate(
         """[...document.querySelectorAll("#inks span")]
         .filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent)"""
     )
     assert cut == []
+    outside = page.evaluate(
+        """[...document.querySelectorAll(".card button, .card dd")]
+        .filter((one) => one.getBoundingClientRect().right > one.closest(".card").getBoundingClientRect().right)
+        .map((one) => one.outerHTML)"""
+    )
+    assert outside == []
 
 
 def test_on_a_small_laptop_nothing_scrolls(page: Any) -> None:
