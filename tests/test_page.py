@@ -241,6 +241,29 @@ def test_filling_by_keyboard_on_a_sheet_smaller_than_the_last(browser: Any, smal
     context.close()
 
 
+def test_focus_goes_where_one_goes_on(page: Any) -> None:
+    page.set_viewport_size({"width": 740, "height": 360})
+    page.focus("#ask")
+    page.keyboard.press("Enter")
+    heading = page.locator("#help-title").bounding_box()
+    assert heading["y"] > 0  # its beginning is seen, though the window is low
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") == "ask"
+    page.keyboard.press("c")
+    assert page.evaluate("document.activeElement.id") == "cut"
+    page.keyboard.press("c")
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.activeElement.id") == "compare"
+
+
+def test_the_slider_is_where_the_border_is(page: Any) -> None:
+    page.evaluate("$('cut').value = 80")  # as a browser may, which comes back to the page
+    page.keyboard.press("c")
+    box = page.locator("#picture").bounding_box()
+    edge = page.evaluate("$('edge').getBoundingClientRect().left") + 1 - box["x"]
+    assert edge == pytest.approx(0.8 * box["width"], abs=1)
+
+
 HANDS = """(events) => {
     const box = ink.getBoundingClientRect(), wide = box.width / ink.width, high = box.height / ink.height;
     const moved = "onpointerrawupdate" in ink ? "pointerrawupdate" : "pointermove";
