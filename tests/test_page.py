@@ -264,6 +264,23 @@ def test_the_slider_is_where_the_border_is(page: Any) -> None:
     assert edge == pytest.approx(0.8 * box["width"], abs=1)
 
 
+@pytest.mark.parametrize("then", ["clear", "undo"])  # by the other hand, or a key
+def test_a_stroke_ends_where_something_else_changes_the_sheet(page: Any, then: str) -> None:
+    settled(page, 0)
+    before = pixels(page, "ink")
+    page.keyboard.press("r")
+    box = page.locator("#ink").bounding_box()
+    page.mouse.move(box["x"] + 60, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 120, box["y"] + 120)
+    page.evaluate(f"{then}()")
+    page.mouse.move(box["x"] + 180, box["y"] + 180)
+    page.mouse.up()
+    sheet = pixels(page, "ink")
+    paper = np.full_like(sheet, (0, 0, 221, 255))
+    np.testing.assert_array_equal(sheet, paper if then == "clear" else before)
+
+
 HANDS = """(events) => {
     const box = ink.getBoundingClientRect(), wide = box.width / ink.width, high = box.height / ink.height;
     const moved = "onpointerrawupdate" in ink ? "pointerrawupdate" : "pointermove";
