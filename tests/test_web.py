@@ -198,6 +198,25 @@ def test_the_greeting_says_what_the_models_are(web: Web) -> None:
     assert hello["limits"] == {"message": server.MAX_MESSAGE}
 
 
+def test_models_whose_cards_say_the_same_have_titles_of_their_own(
+    tmp_path: Path, paths: list[str]
+) -> None:
+    files = [tmp_path / f"{run}.safetensors" for run in ("first", "second")]
+    for path in files:
+        made = tiny_model()
+        card = {"name": "facades", "task": "facade labels to photo"}
+        model.save(model.Model(made.architecture, made.tensors, card), path)
+    with ExitStack() as stack:
+        names = [*map(str, files), paths[1]]
+        ready = [stack.enter_context(server.open_model(name)).served for name in names]
+        told = json.loads(server._hello(ready))["models"]
+    assert [one["title"] for one in told] == [
+        "1. first: Facade labels to photo",
+        "2. second: Facade labels to photo",
+        "Gray",
+    ]
+
+
 @pytest.mark.parametrize("form", ["RGB", "PNG", "RUNS"])
 @pytest.mark.parametrize("size", [(SIDE, SIDE), (40, 24)])
 def test_a_frame_comes_back_as_the_engine_translates_it(

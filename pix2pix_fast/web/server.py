@@ -18,6 +18,7 @@ import os
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -90,6 +91,7 @@ class Served:
     """A model that is ready, and what the page must know of it."""
 
     engine: Engine
+    file: str  # its name, without the suffix
     about: dict[str, Any]
     samples: dict[str, bytes] = field(default_factory=dict)  # name -> PNG
 
@@ -261,7 +263,8 @@ class open_model:  # noqa: N801 - reads as a verb: `with open_model(path) as one
                 f"{ci} in and {co} out"
             )
         engine = Engine(source, **options)
-        self.served = Served(engine, *_about(engine, source.card, Path(path).stem))
+        stem = Path(path).stem
+        self.served = Served(engine, stem, *_about(engine, source.card, stem))
 
     def __enter__(self) -> open_model:
         return self
@@ -441,7 +444,14 @@ class Hall:
 
 def _hello(served: Sequence[Served]) -> str:
     limits = {"message": MAX_MESSAGE}  # of pixels the page sends as many as its model has
-    return json.dumps({"models": [one.about for one in served], "limits": limits})
+    titles = Counter(one.about["title"] for one in served)
+    models = []
+    for number, one in enumerate(served, 1):
+        title = one.about["title"]
+        if titles[title] > 1:  # two runs of one recipe: their cards say the same
+            title = f"{number}. {one.file[:40]}: {title}"
+        models.append({**one.about, "title": title})
+    return json.dumps({"models": models, "limits": limits})
 
 
 def _error(text: str, number: int | None) -> str:
