@@ -38,10 +38,10 @@ pytestmark = pytest.mark.skipif(
 
 
 @contextmanager
-def serving(*models: Path) -> Iterator[str]:
+def serving(*models: Path, port: str = "0") -> Iterator[str]:
     """The server's address, as the command starts it: in this process it would share the
     interpreter with what drives the browser."""
-    command = [sys.executable, "-m", "pix2pix_fast.cli", "serve", "--port", "0", *map(str, models)]
+    command = [sys.executable, "-m", "pix2pix_fast.cli", "serve", "--port", port, *map(str, models)]
     command += ["--allow-host", ELSEWHERE]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment(), cwd="/"
@@ -62,6 +62,7 @@ def address() -> Iterator[str]:
 
 def labels_models(folder: Path, **sizes: list[int]) -> list[Path]:
     """Files of models of these names and sizes (height, width)."""
+    folder.mkdir(exist_ok=True)
     paths = [folder / f"{name}_labels2photo.safetensors" for name in sizes]
     for path, size in zip(paths, sizes.values(), strict=True):
         made = tiny_model()
@@ -480,6 +481,34 @@ def test_a_picture_of_much_detail_still_travels(browser: Any, tmp_path: Path) ->
         page.keyboard.press("Delete")
         settled(page, count)
         context.close()
+
+
+def test_a_server_that_comes_back(browser: Any, tmp_path: Path) -> None:
+    """With the same models the drawing goes on; with one of the same name, it is another one."""
+    small, large = (
+        labels_models(tmp_path / name, run=[side, side])
+        for name, side in (("small", 32), ("large", 64))
+    )
+    page = browser.new_page()
+    with serving(*small) as url:
+        page.goto(url)
+        page.wait_for_selector(SHOWN, timeout=20_000)
+        page.keyboard.press("Delete")
+    port = url.rstrip("/").rpartition(":")[2]
+    page.wait_for_selector("#note:not([hidden])", timeout=20_000)
+    page.focus("#ink")
+    page.keyboard.press("Space")
+    drawing = pixels(page, "ink")
+    with serving(*small, port=port):
+        page.wait_for_selector("#state[data-state='ready']", timeout=20_000)
+        assert page.is_hidden("#note")
+        assert (pixels(page, "ink") == drawing).all()
+    page.wait_for_selector("#state[data-state='lost']", timeout=20_000)
+    with serving(*large, port=port):
+        page.wait_for_selector("#state[data-state='ready']", timeout=20_000)
+        until(page, "picture.width === 64 && !waiting")
+        assert pixels(page, "ink").shape == (64, 64, 4)
+    page.context.close()
 
 
 def test_two_pages_both_keep_moving(page: Any, browser: Any, address: str) -> None:
