@@ -865,6 +865,7 @@ def test_a_missing_library_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> No
     [
         ({"host": "0.0.0.0", "port": 0}, "--allow-host"),
         ({"port": 0, "allow_hosts": ["http://x/"]}, "expected a name or address"),
+        ({"port": 0, "allow_hosts": ["fd00::5"]}, r"or \[fd00::5\], got 'fd00::5'"),
         ({"max_pixels": 0}, "max_pixels: expected 1"),
         ({"models": ["https://example.com/m.safetensors"], "port": 0}, "local file"),
     ],

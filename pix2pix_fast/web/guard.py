@@ -77,8 +77,8 @@ def hosts(bound: str, port: int, allow: Iterable[str]) -> Hosts:
     for name in allowed:
         if _HOST.fullmatch(name) is None:
             raise ValueError(
-                f"allow_host: expected a name or address such as studio.local or 192.168.1.5:8000, "
-                f"got {name[:80]!r}"
+                "allow_host: expected a name or address such as studio.local, 192.168.1.5:8000 or "
+                f"[fd00::5], got {name[:80]!r}"
             )
     literal = f"[{bound}]" if ":" in bound else bound
     if bound in ("0.0.0.0", "::") and not allowed:
