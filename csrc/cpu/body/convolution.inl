@@ -51,8 +51,11 @@ inline void gather_shape(const Problem& p, const Source& source, int32_t channel
   for (int32_t c0 = 0; c0 < channels; c0 += E::kChunk) {
     char* lines[kPlaces];
     for (int k = 0; k < kPlaces; ++k) lines[k] = a + places[k].offset((k0 + c0) / E::kChunk);
+    const auto next_vector = [&] {
+      for (int k = 0; k < kPlaces; ++k) lines[k] += places[k].step;
+    };
 #pragma GCC unroll 1
-    for (int32_t u = 0; u < E::kChunk; u += kWidth) {
+    for (int32_t u = 0; u < E::kChunk; u += kWidth, next_vector()) {
       const int32_t c = c0 + u;
       const Vec scale = load(source.scale + c), shift = load(source.shift + c);
       Vec half[high * wide];
@@ -77,7 +80,7 @@ inline void gather_shape(const Problem& p, const Source& source, int32_t channel
         }
         if constexpr (!W::kTransforms) {
 #pragma GCC unroll 6
-          for (int i = 0; i < high; ++i) E::store(lines[0] + (i * n + j) * position_bytes, u, d[i]);
+          for (int i = 0; i < high; ++i) E::store(lines[0] + (i * n + j) * position_bytes, 0, d[i]);
         } else {
           WY::input(d);
 #pragma GCC unroll 6
@@ -96,7 +99,7 @@ inline void gather_shape(const Problem& p, const Source& source, int32_t channel
 #pragma GCC unroll 6
         for (int j = 0; j < wide; ++j) {
           const int q = row * n + WX::point(j);
-          E::store(line[WX::point(j) == W::kLeftOut] + q * position_bytes, u, d[j]);
+          E::store(line[WX::point(j) == W::kLeftOut] + q * position_bytes, 0, d[j]);
         }
       }
     }
@@ -162,12 +165,13 @@ inline void multiply_block(int32_t rows, int32_t vecs, const char* a, const char
   }
 }
 
-// kPartLog2 cuts A along k (RowPlace). kBeside: bytes behind C that the product wants for itself.
+// kPartLog2 cuts A along k (RowPlace), and its lines into vectors. kBeside: bytes behind C that the product wants for itself.
 template <class E, class Scheme, int32_t kPartLog2 = kWholeK, int64_t kBeside = 0>
 struct Convolution {
   using W = typename Scheme::Output;
   static constexpr int kOutputs = Scheme::kAccumulate ? 1 : Scheme::kProducts;  // C matrices
   static constexpr int kRoundPhases = Scheme::kPhases / Scheme::kRounds;
+  static constexpr int kPieceBytes = kPartLog2 == kWholeK ? 64 : kWidth * 4;
   // A pad of one line between matrices keeps their rows out of the same L1 set (power-of-two strides cost 25 %).
   static int64_t k_of(const Problem& p) { return (int64_t)Scheme::kSplit * (p.ci_stored[0] + p.ci_stored[1]); }
   static int64_t lines_of(const Problem& p) { return k_of(p) / E::kChunk; }
@@ -308,7 +312,8 @@ struct Convolution {
         const Range range = held(p, q, base, rows_held);
         const int32_t at = row - base - range.first;
         if (at < 0 || row - base >= range.end) continue;
-        places[k] = RowPlace(RowBlocks(range.end - range.first), at, part_lines(p), kPartLog2, part_bytes(p, rows_held));
+        places[k] = RowPlace(RowBlocks(range.end - range.first), at, part_lines(p), kPartLog2, part_bytes(p, rows_held), kPieceBytes,
+                             kWidth * E::kBytes);
       }
       int64_t k0 = 0;
       for (int32_t s = 0; s < 2; ++s) {

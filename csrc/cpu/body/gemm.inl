@@ -24,23 +24,29 @@ struct RowBlocks {
   int32_t start(int32_t block) const { return block * base + (block < longer ? block : longer); }
 };
 
-// Where a row of A lives inside its position's operand: line l (a chunk of k) of the row is `offset(l)` bytes from its start.
+// Where a row of A lives inside its position's operand: line l (a chunk of k) of the row begins `offset(l)` bytes from its
+// start, and `step` is from one vector of the line to the next. A line may be cut into pieces, so that rows alternate by less
+// than a line.
 struct RowPlace {
   int64_t block = 0;             // bytes to the row's block
   int32_t size = 0, index = 0;   // rows in the block, place in the block
   int32_t part_log2 = kWholeK;   // A may be cut along k, so that all positions of a part lie together: 2^this lines a part
   int64_t part_bytes = 0;        // from part to part
+  int32_t piece = 64;            // bytes of a row that lie together
+  int64_t step = 0;
   RowPlace() = default;
-  RowPlace(const RowBlocks& blocks, int32_t row, int64_t part_lines, int32_t part_log2, int64_t part_bytes)
-      : part_log2(part_log2), part_bytes(part_bytes) {
+  RowPlace(const RowBlocks& blocks, int32_t row, int64_t part_lines, int32_t part_log2, int64_t part_bytes, int32_t piece,
+           int32_t vector_bytes)
+      : part_log2(part_log2), part_bytes(part_bytes), piece(piece) {
     const int32_t in_longer = blocks.longer * (blocks.base + 1);
     const int32_t at = row < in_longer ? row / (blocks.base + 1) : blocks.longer + (row - in_longer) / blocks.base;
     block = blocks.start(at) * part_lines * 64;
     size = blocks.size(at);
     index = row - blocks.start(at);
+    step = piece < 64 ? (int64_t)size * piece : vector_bytes;
   }
   int64_t offset(int64_t line) const {
-    return block + (line >> part_log2) * part_bytes + ((line & ((1ll << part_log2) - 1)) * size + index) * 64;
+    return block + (line >> part_log2) * part_bytes + (line & ((1ll << part_log2) - 1)) * size * 64 + index * piece;
   }
 };
 

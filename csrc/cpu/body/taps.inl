@@ -36,39 +36,44 @@ void gemm_taps(const char* a, const char* first, const char* second, char* keep,
   constexpr int kStep = (kSource == TapSource::kFormed ? 1 : 2) * kStride;
   constexpr int kKeepStep = (kSource == TapSource::kPairToForm ? 1 : 2) * kStride;
   constexpr int kAsk = ask_lines<W, kPacked>(kVecs);
+  // A step takes a piece of A (RowPlace), or half of it where many rows make long code.
+  constexpr int kSteps = kRows * kVecs > 8 ? 2 : 1, kChannels = kWidth / kSteps, kPieces = kRows * kWidth * 4;
   Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) acc[r][v] = zero();
 
-  for (int64_t chunk = 0; chunk < chunks; ++chunk, a += (kRows - 1) * 64)
+  // One loop, as a loop of four in a loop of chunks costs 3 % of the layers that have few rows.
+  int64_t advance = kSteps == 2 ? kChannels * 4 : kPieces;
 #pragma GCC unroll 1
-    for (int quarter = 0; quarter < 4; ++quarter, a += 16) {
-      if (ahead < ahead_end)
+  for (int64_t steps = chunks * (F32::kChunk / kChannels); steps > 0; --steps) {
+#pragma GCC unroll 16
+    for (int k = 0; k < kChannels; ++k) {
+      if (k % 4 == 0 && ahead < ahead_end)
 #pragma GCC unroll 4
         for (int line = 0; line < kAsk; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+      Vec weights[kVecs];
 #pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) {
-        Vec weights[kVecs];
-#pragma GCC unroll 4
-        for (int v = 0; v < kVecs; ++v) {
-          weights[v] = W::template combine<kPoint>(F32::load_words(first + k * kStep + v * kWidth * 4),
-                                                   F32::load_words(second + k * kStep + v * kWidth * 4));
-          if constexpr (kSource == TapSource::kPairToKeep || kSource == TapSource::kPairToForm)
-            store((float*)(keep + k * kKeepStep) + v * kWidth, weights[v]);
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-          const Vec x = F32::broadcast_word(a + r * 64 + k * 4);
-#pragma GCC unroll 4
-          for (int v = 0; v < kVecs; ++v) F32::multiply_into(acc[r][v], x, weights[v]);
-        }
+      for (int v = 0; v < kVecs; ++v) {
+        weights[v] = W::template combine<kPoint>(F32::load_words(first + k * kStep + v * kWidth * 4),
+                                                 F32::load_words(second + k * kStep + v * kWidth * 4));
+        if constexpr (kSource == TapSource::kPairToKeep || kSource == TapSource::kPairToForm)
+          store((float*)(keep + k * kKeepStep) + v * kWidth, weights[v]);
       }
-      first += 4 * kStep;
-      second += 4 * kStep;
-      keep += 4 * kKeepStep;
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const Vec x = F32::broadcast_word(a + r * kWidth * 4 + k * 4);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) F32::multiply_into(acc[r][v], x, weights[v]);
+      }
     }
+    first += kChannels * kStep;
+    second += kChannels * kStep;
+    keep += kChannels * kKeepStep;
+    a += advance;
+    if constexpr (kSteps == 2) advance = kPieces - advance;
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
