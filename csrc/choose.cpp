@@ -32,7 +32,7 @@ MachineBalance balance_of(Isa isa, DType dtype) {
 double estimate(const Kernel& kernel, const Problem& problem, const MachineBalance& balance) {
   // Rows' worth of arithmetic that a block (taps, direct) or an item (columns) spends on forming its weights or unpacking them:
   // chosen as timed, F(2,2) or F(4,2) for d3 to d5, e4 to e6; columns for d5, e4, not for d6, e3.
-  constexpr double kTapSums = 2, kColumnSums = 0.5, kUnpackSums = 1;
+  constexpr double kTapSums = 2, kColumnSums = 1.1, kUnpackSums = 1;
   constexpr double kColumnChunks = 0.05;  // C is added to after every 128 channels
   constexpr double kNotHidden = 0.4, kNotHiddenCached = 0.1;  // of the shorter of arithmetic and memory, shared cache
   Geometry g{};

@@ -3,14 +3,14 @@
 
 namespace p2p::cpu::avx512 {
 extern const Kernel kConvPlain, kConvFirst, kConvDirect, kConvWinograd3, kConvWinograd2Taps, kConvWinograd4, kConvWinograd4Taps,
-    kDeconvDirect, kDeconvWinograd3, kDeconvWinograd2Taps, kDeconvWinograd4, kDeconvWinograd4Taps, kDeconvWinograd5,
-    kDeconvLast;
+    kConvWinograd4Columns, kDeconvDirect, kDeconvWinograd3, kDeconvWinograd2Taps, kDeconvWinograd4, kDeconvWinograd4Taps,
+    kDeconvWinograd4Columns, kDeconvWinograd5, kDeconvLast;
 
 namespace {
 const Kernel* const kKernels[] = {
-    &kConvFirst,       &kConvWinograd3,       &kConvWinograd2Taps, &kConvWinograd4,       &kConvWinograd4Taps,
-    &kConvDirect,      &kDeconvWinograd3,     &kDeconvWinograd2Taps, &kDeconvWinograd4,   &kDeconvWinograd4Taps,
-    &kDeconvWinograd5, &kDeconvDirect,        &kDeconvLast};
+    &kConvFirst,           &kConvWinograd3,     &kConvWinograd2Taps,      &kConvWinograd4,     &kConvWinograd4Taps,
+    &kConvWinograd4Columns, &kConvDirect,       &kDeconvWinograd3,        &kDeconvWinograd2Taps, &kDeconvWinograd4,
+    &kDeconvWinograd4Taps, &kDeconvWinograd4Columns, &kDeconvWinograd5,   &kDeconvDirect,      &kDeconvLast};
 }
 
 extern const KernelTable kTable;
