@@ -939,7 +939,8 @@ def test_two_processes_give_the_gradients_of_the_joined_batch(tmp_path):
 
 def test_the_command_under_torchrun_makes_one_run(pairs, tmp_path):
     arguments = ["-m", "pix2pix_fast.train", "facades", str(pairs), "-o", str(tmp_path / "run")]
-    for key, value in {**TINY, "epochs": 1, "decay_epochs": 0}.items():
+    alike = {**TINY, "norm": "image", "dropout": "none", "epochs": 1, "decay_epochs": 0}
+    for key, value in alike.items():
         arguments += ["--set", f"{key}={value}"]
     torchrun([*arguments, "--threads", "1", "--device", "cpu"], tmp_path)
     log = read_log(tmp_path / "run")
@@ -947,3 +948,11 @@ def test_the_command_under_torchrun_makes_one_run(pairs, tmp_path):
     saved = state.load(tmp_path / "run" / "last.pt")
     assert saved["step"] == 2  # five pairs, two per step, the fifth left for another epoch
     assert len(saved["random"]) == 2
+    # one process with the joined batch: both start from the same weights and see the same pairs
+    train(tiny(**alike, batch=2), pairs, tmp_path / "joined", device="cpu", quiet=True)
+    losses = [
+        {name: one[name] for name in ("d_fake", "d_real", "g_gan", "l1")}
+        for one in (*log, *read_log(tmp_path / "joined"))
+        if one["event"] == "steps"
+    ]
+    assert len(losses) == 2 and losses[0] == pytest.approx(losses[1], abs=2e-5)  # of five digits

@@ -68,6 +68,12 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def mean(figures: dict[str, float]) -> dict[str, float]:
+    """Each of the figures' mean over all processes."""
+    everyones = gather(figures)
+    return {name: sum(one[name] for one in everyones) / len(everyones) for name in figures}
+
+
 def any_true(flag: bool) -> bool:
     """Whether `flag` holds in any process."""
     return any(gather(flag))

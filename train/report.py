@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pix2pix_fast.train import colour
+from pix2pix_fast.train import colour, distributed
 from pix2pix_fast.train.data import to_pixels
 from pix2pix_fast.train.state import write_atomically
 from torch import Tensor
@@ -172,7 +172,8 @@ class Report:
             self.progress.update(self.task, completed=step, epoch=epoch + 1)
         if self.counted < self.values["log_every"]:
             return
-        means = {name: value / self.counted for name, value in self.sums.items()}
+        own = {name: value / self.counted for name, value in self.sums.items()}
+        means = distributed.mean(own)  # of the joined batch, as the gradients are
         speed = self.counted * self.per_step / max(self.seconds, 1e-9)
         self.sums, self.counted, self.seconds = {}, 0, 0.0
         rounded = {name: round(value, 5) for name, value in means.items()}
