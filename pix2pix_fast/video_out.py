@@ -294,11 +294,14 @@ class Output:
         if self._kind() != "matroska":
             # Half-second fragments. The header waits for the first packet of every track, so that it
             # can hold edit lists; not for sound that begins late, as nothing could be played so long.
+            # There a second header, at the end, says where tracks begin: the first puts them all at 0.
             early = self._late_sound and all(_Track(one).in_header for one in audio)
             options |= {
-                "movflags": ("empty_moov" if early else "delay_moov") + "+default_base_moof",
+                "movflags": ("empty_moov+hybrid_fragmented" if early else "delay_moov") + "+default_base_moof",
                 "frag_duration": "500000",
             }
+            if early:
+                options["avoid_negative_ts"] = "make_non_negative"  # else no track's beginning is kept
         else:
             options |= {"cluster_time_limit": "500"}
         self._file = _PartFile(self._part)

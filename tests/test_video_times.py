@@ -314,6 +314,35 @@ def test_the_part_grows_although_sound_is_late(sound_at: float, tmp_path: Path) 
         assert abs(offset(source) - offset(target)) <= 0.03
 
 
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [(codec, suffix) for codec in ("aac", "flac", "libopus", "ac3") for suffix in (".mp4", ".mkv")] + [("aac", ".mov")],
+)
+def test_late_sound_begins_where_it_did(codec: str, suffix: str, tmp_path: Path) -> None:
+    """Its first packet too: MP4 without an edit list began each track at 0, and that packet lasted until the second."""
+    source, target = film(tmp_path / "in.mkv", 75, sound=codec, sound_at=1.5), tmp_path / f"out{suffix}"
+    report = translated(source, target)
+    before, after = packet_times(source, "audio"), packet_times(target, "audio")
+    assert report.audio_packets == len(before) == len(after)
+    assert max(abs(a - b) for a, b in zip(before, after, strict=True)) <= Fraction(2, 1000)
+    with av.open(str(target)) as container:
+        assert abs(container.duration - 3_000_000) <= 20_000
+
+
+def test_pictures_that_begin_after_sound_far_behind_them(tmp_path: Path) -> None:
+    """A film in fragments of seconds has all pictures of one before its sound, which then looks late."""
+    whole = film(tmp_path / "a.mkv", 50, sound="flac", sound_s=2.2, begin=0.2)
+    movflags = {"movflags": "frag_custom+delay_moov"}
+    with av.open(str(whole)) as one, av.open(str(tmp_path / "in.mp4"), "w", options=movflags) as two:
+        made = {s.index: two.add_stream_from_template(s) for s in one.streams}
+        for packet in one.demux():
+            if packet.size:
+                packet.stream = made[packet.stream.index]
+                two.mux(packet)
+    translated(tmp_path / "in.mp4", tmp_path / "out.mp4")
+    assert times_of(tmp_path / "out.mp4") == [Fraction(5 + index, 25) for index in range(50)]
+
+
 @pytest.mark.parametrize("codec", ["ac3", "eac3"])
 @pytest.mark.parametrize("part", [{"start": 2}, {"end": 0.5}], ids=["after", "before"])
 def test_a_part_without_the_sound_can_be_read(codec: str, part: Any, tmp_path: Path) -> None:
