@@ -14,7 +14,7 @@ from . import images
 from .errors import VideoError
 from .video_frames import Converter, pyav, said
 from .video_out import Plan, tags
-from .video_times import Clock, FrameTimes, shift_by
+from .video_times import Clock, FrameTimes, refine, shift_by
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -96,6 +96,8 @@ class Reader:
             self._video = pick_video(self._container, str(self._source))
             self.audio = list(self._container.streams.audio) if self._options.sound else []
             self._base = self._video.time_base or Fraction(1, 90000)
+            # in whole ticks of the pictures, which may be as long as a frame: sound is moved by no more
+            self._cut = int((self._first or 0) / self._base)
             self._origin = Fraction(self._container.start_time or 0, 1_000_000)
             if self._origin < 0:
                 # Sound may begin before 0, with what its decoder needs to begin; pictures where the
@@ -320,7 +322,7 @@ class Reader:
                 self._damage("some frames are damaged")
             begun = pts if begun is None else begun
             self._report.duration = float((pts + step - begun) * base)
-            yield self._frame(item, pts - (round(first / base) if first else 0))
+            yield self._frame(item, pts - self._cut)
         if end is None and last is not None:
             self._check_end((last + step) * base, step * base)
 
@@ -357,7 +359,8 @@ class Reader:
         ):
             return False
         if first is not None:
-            shift_by(packet, -first)
+            refine(packet)
+            shift_by(packet, -self._cut * self._base)
         return True
 
     def _frame(self, frame: Any, pts: int) -> Frame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import ceil
 from typing import Any
 
 JUMP = 1  # seconds back that are no mistake in one packet: another recording begins
@@ -39,6 +40,15 @@ def shift_by(packet: Any, seconds: Fraction) -> None:
     ticks = round(seconds / packet.time_base)
     packet.pts = None if packet.pts is None else packet.pts + ticks
     packet.dts = None if packet.dts is None else packet.dts + ticks
+
+
+def refine(packet: Any) -> None:
+    """Give a packet ticks of at most a millisecond: AVI's are as long as its packets of sound."""
+    finer = ceil(packet.time_base * 1000)
+    packet.pts = None if packet.pts is None else packet.pts * finer
+    packet.dts = None if packet.dts is None else packet.dts * finer
+    packet.duration = (packet.duration or 0) * finer
+    packet.time_base = packet.time_base / finer
 
 
 class FrameTimes:

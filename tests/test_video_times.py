@@ -240,6 +240,14 @@ def test_a_part_of_a_film_without_an_index(name: str, codec: str, start: float, 
     assert near[0] == min(near), near
 
 
+@pytest.mark.parametrize("start", [0.4, 0.42, 0.439])
+def test_sound_keeps_its_place_where_a_tick_is_a_frame(start: float, tmp_path: Path) -> None:
+    """As in AVI, where a tick of sound is a packet: each was moved by what had been asked, in its own ticks."""
+    source = film(tmp_path / "in.avi", 50, codec="mpeg4", sound="mp2", sound_s=2)
+    translated(source, tmp_path / "out.mkv", start=start)
+    assert abs(offset(source) - offset(tmp_path / "out.mkv")) <= 0.002
+
+
 def test_a_row_of_jpegs_is_a_film(tmp_path: Path) -> None:
     source = film(tmp_path / "a.mkv", 10, codec="mjpeg", pix_fmt="yuvj420p")
     with av.open(str(source)) as container:
