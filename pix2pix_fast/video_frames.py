@@ -192,14 +192,19 @@ MATRICES = {  # libswscale's numbers -> (kr, kb)
     7: (0.212, 0.087),
     9: (0.2627, 0.0593),
 }
+KNOWN = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # ITU-T H.273's numbers -> libswscale's
 
 
 def colours(frame: Any) -> tuple[int, bool]:
     """(matrix in libswscale's numbers, full range) of a frame; unsaid: BT.709 from 720 lines."""
-    known = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
     unsaid = BT709 if frame.height >= 720 or frame.width >= 1280 else BT601
     full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
-    return known.get(int(frame.colorspace), unsaid), full
+    return KNOWN.get(int(frame.colorspace), unsaid), full
+
+
+def is_known_matrix(frame: Any) -> bool:
+    """Whether `colours` is right: 0 is RGB's, 2 and 3 say nothing."""
+    return int(frame.colorspace) in {*KNOWN, 0, 2, 3}
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import images
 from .errors import VideoError
-from .video_frames import Converter, pyav, said
+from .video_frames import Converter, is_known_matrix, pyav, said
 from .video_out import Plan, tags
 from .video_times import Clock, FrameTimes, refine, shift_by
 
@@ -85,6 +85,8 @@ class Reader:
         rest = [s.type for s in streams if s.type not in ("video", "audio")]
         if rest:
             report.warn(f"left out: {', '.join(sorted(set(rest)))} streams")
+        if self._container.chapters():
+            report.warn("left out: chapters")
         if sum(s.type == "video" for s in streams) > 1:
             report.warn("only the first video stream is translated")
 
@@ -152,6 +154,14 @@ class Reader:
         primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
         if transfer in (16, 18):
             self._report.warn("the source is HDR; its transfer curve is copied, not converted")
+        if not is_known_matrix(frame):
+            self._report.warn(
+                f"the source's colour matrix (number {int(frame.colorspace)} in ITU-T H.273) is not "
+                "known here; its colours will be wrong: convert it to BT.709 first"
+            )
+        # FFmpeg's GIFs have an alpha channel always
+        if frame.format.components[-1].is_alpha and self._container.format.name != "gif":
+            self._report.warn("left out: the source's transparency (alpha channel)")
         if frame.interlaced_frame:
             self._report.warn(
                 "the source is interlaced; its two fields are translated as one frame"

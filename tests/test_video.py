@@ -456,6 +456,42 @@ def test_interlaced_films_are_named(engine: Engine, tmp_path: Path) -> None:
     assert report.warnings == ["the source is interlaced; its two fields are translated as one frame"]
 
 
+def test_chapters_that_are_left_out_are_named(engine: Engine, tmp_path: Path) -> None:
+    whole = clip(tmp_path / "a.mkv", EVEN)
+    with av.open(str(whole)) as one, av.open(str(tmp_path / "in.mkv"), "w") as two:
+        base = Fraction(1, 1000)
+        two.set_chapters([{"id": 1, "start": 0, "end": 400, "time_base": base, "metadata": {"title": "One"}}])
+        made = two.add_stream_from_template(one.streams.video[0])
+        for packet in one.demux():
+            if packet.size:
+                packet.stream = made
+                two.mux(packet)
+    report = translate_video(engine, tmp_path / "in.mkv", tmp_path / "out.mkv")
+    assert (report.frames, report.warnings) == (len(EVEN), ["left out: chapters"])
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "matrix", "told"),
+    [
+        ("yuva420p", 1, ["left out: the source's transparency (alpha channel)"]),
+        ("yuv444p", 8, ["the source's colour matrix (number 8 in ITU-T H.273) is not known here"]),
+        ("yuv444p", 9, []),
+    ],
+)
+def test_colours_and_transparency_that_are_lost_are_named(
+    engine: Engine, tmp_path: Path, pix_fmt: str, matrix: int, told: list[str]
+) -> None:
+    with av.open(str(tmp_path / "in.mkv"), "w") as output:
+        stream = output.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, pix_fmt
+        stream.codec_context.colorspace = matrix
+        for index in range(3):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(index), "rgb24")))
+        output.mux(stream.encode())
+    report = translate_video(engine, tmp_path / "in.mkv", tmp_path / "out.mp4")
+    assert [warning.split(";")[0] for warning in report.warnings] == told
+
+
 @pytest.mark.parametrize("name", ["carphone_pristine.mp4", "pancake.mkv"])
 def test_real_clips(
     engine: Engine, tmp_path: Path, name: str, shared_data: Callable[[str], Path]
