@@ -137,7 +137,7 @@ def _check_paths(src: Any, dst: Any, overwrite: bool) -> tuple[Path, Path]:
     if not source.exists():
         raise FileNotFoundError(2, "No such file", str(source))
     if source.is_dir():
-        raise VideoError(f"{source} is a folder; expected a video file")
+        raise VideoError(f"{source} is a folder; expected a video file (for pictures: translate)")
     if not source.is_file():  # films are opened more than once, to look ahead
         raise VideoError(f"{source} is a pipe or a device; expected a file: write the film to one first")
     check_target(target, overwrite)

@@ -402,7 +402,7 @@ def open_clip(source: Path) -> Any:
     except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
         raise VideoError(
             f"{source} cannot be opened as a video ({said(error)}); expected a whole MP4, MOV, "
-            "Matroska, WebM, AVI or the like"
+            "Matroska, WebM, AVI or the like (for pictures: translate)"
         ) from error
 
 

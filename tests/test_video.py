@@ -570,6 +570,8 @@ def test_each_complaint_names_the_file_and_what_was_expected(engine: Engine, tmp
     assert "empty.mp4 is empty; expected a video file" in told("empty.mp4", "o.mp4")
     assert "text.mp4 cannot be opened as a video" in told("text.mp4", "o.mp4")
     assert "expected a whole MP4" in told("text.mp4", "o.mp4")
+    assert told("text.mp4", "o.mp4").endswith("(for pictures: translate)")
+    assert told(".", "o.mp4").endswith("is a folder; expected a video file (for pictures: translate)")
     assert "sound.mp4 has no video stream (it has: audio)" in told("sound.mp4", "o.mp4")
     assert "out: expected a name that ends in .mp4 .m4v .mov .mkv" in told("in.mp4", "out")
     assert "such as out.mp4" in told("in.mp4", "out")
