@@ -147,7 +147,8 @@ class _Track:
 
     def __init__(self, source: Any) -> None:
         self._source, self.index = source, source.index
-        self.name = source.codec_context.name if source.codec_context else "unknown sound"
+        context = source.codec_context  # its own name is the decoder's, which is mp3float for MP3
+        self.name = context.codec.canonical_name if context else "unknown sound"
 
     @property
     def in_header(self) -> bool:
