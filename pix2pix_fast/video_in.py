@@ -159,8 +159,9 @@ class Reader:
                 f"the source's colour matrix (number {int(frame.colorspace)} in ITU-T H.273) is not "
                 "known here; its colours will be wrong: convert it to BT.709 first"
             )
-        # FFmpeg's GIFs have an alpha channel always
-        if frame.format.components[-1].is_alpha and self._container.format.name != "gif":
+        # FFmpeg's GIFs have an alpha channel always, and of WebM's decoders only a tag speaks of it
+        alpha = frame.format.components[-1].is_alpha and self._container.format.name != "gif"
+        if alpha or self._video.metadata.get("alpha_mode") == "1":
             self._report.warn("left out: the source's transparency (alpha channel)")
         if frame.interlaced_frame:
             self._report.warn(

@@ -471,18 +471,19 @@ def test_chapters_that_are_left_out_are_named(engine: Engine, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("pix_fmt", "matrix", "told"),
+    ("codec", "pix_fmt", "matrix", "told"),
     [
-        ("yuva420p", 1, ["left out: the source's transparency (alpha channel)"]),
-        ("yuv444p", 8, ["the source's colour matrix (number 8 in ITU-T H.273) is not known here"]),
-        ("yuv444p", 9, []),
+        ("libvpx-vp9", "yuva420p", 1, ["left out: the source's transparency (alpha channel)"]),
+        ("ffv1", "yuva420p", 1, ["left out: the source's transparency (alpha channel)"]),
+        ("ffv1", "yuv444p", 8, ["the source's colour matrix (number 8 in ITU-T H.273) is not known here"]),
+        ("ffv1", "yuv444p", 9, []),
     ],
 )
 def test_colours_and_transparency_that_are_lost_are_named(
-    engine: Engine, tmp_path: Path, pix_fmt: str, matrix: int, told: list[str]
+    engine: Engine, tmp_path: Path, codec: str, pix_fmt: str, matrix: int, told: list[str]
 ) -> None:
     with av.open(str(tmp_path / "in.mkv"), "w") as output:
-        stream = output.add_stream("ffv1", rate=25)
+        stream = output.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 96, 64, pix_fmt
         stream.codec_context.colorspace = matrix
         for index in range(3):
