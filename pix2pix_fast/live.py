@@ -27,7 +27,7 @@ import numpy as np
 
 from . import images
 from .errors import VideoError
-from .video import Pipe, Stopped, check_channels
+from .video import Pipe, Stopped, a_number, check_channels
 from .video_frames import Converter, pyav, said
 from .video_in import demuxed, open_clip, pick_video
 from .video_out import ENCODERS, Output, Plan, check_target
@@ -131,13 +131,13 @@ def live(
     check_channels(engine)
     if not isinstance(retries, int) or not 0 <= retries <= 1_000_000:
         raise ValueError(f"retries: expected 0 to 1000000, got {retries!r}")
-    if not 0.1 <= stall <= 3600:
+    if not 0.1 <= a_number("stall", stall) <= 3600:
         raise ValueError(f"stall: expected 0.1 to 3600 seconds, got {stall!r}")
-    if seconds is not None and not 0 < seconds <= 1e9:
+    if seconds is not None and not 0 < a_number("seconds", seconds) <= 1e9:
         raise ValueError(f"seconds: expected more than 0, got {seconds!r}")
     if codec not in ENCODERS:
         raise ValueError(f"codec: expected one of {', '.join(ENCODERS)}, got {codec!r}")
-    if not 0 <= quality <= 51:
+    if not 0 <= a_number("quality", quality) <= 51:
         raise ValueError(f"quality: expected 0 to 51, got {quality!r}")
     recorder = None
     if record is not None:

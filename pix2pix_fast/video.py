@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -174,10 +175,18 @@ def _check(
         ("deflicker", deflicker, 1.0),
         ("quality", quality, 51.0),
     ):
-        if number is not None and not 0 <= number <= top:
+        if number is None and name in ("start", "end"):
+            continue
+        if not 0 <= a_number(name, number) <= top:
             raise ValueError(f"{name}: expected 0 to {top:g}, got {number!r}")
     if end is not None and end <= (start or 0):
         raise ValueError(f"end: expected more than start ({start or 0:g} s), got {end:g} s")
+
+
+def a_number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    return float(value)
 
 
 def check_channels(engine: Engine) -> None:

@@ -331,6 +331,12 @@ def test_wrong_arguments(engine: Engine, options: dict[str, Any], told: str) -> 
     assert fake.openings == 0
 
 
+@pytest.mark.parametrize("options", [{"stall": "3"}, {"seconds": [1]}, {"quality": None}])
+def test_what_is_no_number_is_named(engine: Engine, options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(options))}: expected a number, got "):
+        live(engine, Fake(1), **options)
+
+
 def test_sources_are_local() -> None:
     with pytest.raises(ValueError, match="camera: "):
         Camera("rtsp://example.com/stream")

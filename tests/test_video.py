@@ -369,6 +369,9 @@ def test_what_is_no_video_is_refused(engine: Engine, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["good.mp4", "text.mp4"]
     with pytest.raises(ValueError, match="similar"):
         translate_video(engine, good, tmp_path / "o.mp4", similar=-1)
+    for wrong in ({"start": "1"}, {"end": True}, {"quality": None}, {"deflicker": "0.5"}):
+        with pytest.raises(TypeError, match=f"{next(iter(wrong))}: expected a number, got "):
+            translate_video(engine, good, tmp_path / "o.mp4", **wrong)  # type: ignore[arg-type]
 
 
 def test_a_part_that_is_there_is_left_alone(engine: Engine, tmp_path: Path) -> None:
