@@ -10,7 +10,9 @@ import numpy as np
 from . import _core
 from .errors import BackendUnavailable, VideoError
 
-BT601, BT709, LIMITED, FULL = 5, 1, 1, 2  # libswscale's numbers
+# libswscale's numbers; PyAV 17's enumeration of the second row ends before them, but it takes an int
+BT601, BT709, LIMITED, FULL = 5, 1, 1, 2
+BILINEAR, FULL_CHR_H_INT, FULL_CHR_H_INP, ACCURATE_RND = 1 << 1, 1 << 13, 1 << 14, 1 << 18
 
 
 def pyav() -> Any:
@@ -37,15 +39,15 @@ class Converter:
 
     def __init__(self) -> None:
         from av import VideoFrame
-        from av.video.reformatter import Interpolation, VideoReformatter
+        from av.video.reformatter import VideoReformatter
 
         self._new: Any = VideoReformatter
         self._blank: Any = VideoFrame
         self._scalers: dict[Any, Any] = {}
         self._turns: dict[int, tuple[bool, bool, bool]] = {}
         # Without the two flags chroma is halved again on its way and grays come out tinted.
-        self._flags = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
-        self._exact = self._flags | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+        self._flags = BILINEAR | ACCURATE_RND
+        self._exact = self._flags | FULL_CHR_H_INT | FULL_CHR_H_INP
 
     def _scale(self, frame: Any, key: Any, **options: Any) -> Any:
         scaler = self._scalers.get(key)

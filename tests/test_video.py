@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from enum import IntEnum
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pix2pix_fast.errors import VideoError
 av: Any = pytest.importorskip("av")
 
 from pix2pix_fast.video import translate_video  # noqa: E402
+from pix2pix_fast.video_frames import Converter  # noqa: E402
 from pix2pix_fast.video_out import Output, Plan  # noqa: E402
 
 
@@ -352,6 +354,17 @@ def test_cut_and_mutated_clips_end_well(
             assert len(times_of(target)) == report.frames > 0
         left = {path.name for path in tmp_path.iterdir()} - {name, broken_name}
         assert all(one.startswith("out") and one.endswith((".mp4", ".mkv")) for one in left), left
+
+
+def test_the_oldest_pyav_converts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """17.1, the last one for Python 3.10, names the ways of resizing and no flags of libswscale."""
+    from av.video import reformatter
+
+    named = {"FAST_BILINEAR": 1, "BILINEAR": 2, "BICUBIC": 4}
+    frame = av.VideoFrame.from_ndarray(picture(0), "rgb24").reformat(format="yuv420p")
+    want = Converter().array(frame, 3, (40, 56))
+    monkeypatch.setattr(reformatter, "Interpolation", IntEnum("Interpolation", named))
+    assert np.array_equal(Converter().array(frame, 3, (40, 56)), want)
 
 
 def test_what_is_no_video_is_refused(engine: Engine, tmp_path: Path) -> None:
