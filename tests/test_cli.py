@@ -144,6 +144,17 @@ def test_stdin_and_stdout(run: Run, path: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(tmp_path / "b.png"), want)
 
 
+def test_facts_stay_out_of_a_picture_on_stdout(run: Run, path: str, tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    result = run("translate", path, "a.png", "-o", "-", "--json", "--stats")
+    facts = [json.loads(line) for line in result.stderr.splitlines()]
+    assert facts[0]["source"] == "a.png" and facts[1]["stats"]["calls"] == 1
+    assert result.stdout_bytes.endswith(b"IEND\xaeB`\x82")  # the last bytes of every PNG
+    result = run("translate", path, "gone.png", "-o", "-", "--json")
+    assert (result.exit_code, result.stdout_bytes) == (1, b"")
+    assert json.loads(result.stderr.splitlines()[-1])["source"] == "gone.png"
+
+
 def test_nothing_is_overwritten_unasked(run: Run, path: str, tmp_path: Path) -> None:
     draw(tmp_path / "a.png")
     draw(tmp_path / "out/a.png", seed=9)

@@ -85,7 +85,7 @@ def translate(
         to_stdout = targets == ["-"]
         failed = _translate_all(engine, items, targets, overwrite, as_json, to_stdout)
         if stats and as_json:
-            click.echo(json.dumps({"stats": engine.stats}))
+            click.echo(json.dumps({"stats": engine.stats}), err=to_stdout)
         elif stats:
             for key, value in engine.stats.items():
                 click.echo(f"{key}: {value}", err=True)
@@ -200,7 +200,7 @@ def _translate_all(
             reason = reason.removesuffix(f": {plain(item.source)}")  # the line begins with it
             complain(f"{plain(item.source)}: {reason}")
             if as_json:
-                click.echo(json.dumps({"source": plain(item.source), "error": reason}))
+                click.echo(json.dumps({"source": plain(item.source), "error": reason}), err=to_stdout)
             advance()
 
         def finish(keep: int) -> None:
