@@ -81,6 +81,28 @@ def test_one_file(run: Run, path: str, tmp_path: Path, suffix: str) -> None:
     assert names(tmp_path / "new") == [f"b.{suffix}"]  # and no part of it
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm", "webp", "bmp", "jpg"])
+def test_16_bit_gray_in_every_format(run: Run, tmp_path: Path, suffix: str) -> None:
+    gray = tiny_model(ci=1, co=1)
+    model.save(gray, tmp_path / "gray.safetensors")
+    deep = noise((20, 24), "uint16")
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    assert run("translate", "gray.safetensors", "a.png", "-o", f"b.{suffix}").exit_code == 0
+    with Engine(gray) as engine:
+        want = engine.translate(deep)
+    made = pixels(tmp_path / f"b.{suffix}")
+    if suffix in ("png", "tif", "pgm"):
+        np.testing.assert_array_equal(made, want)
+        return
+    shallow = np.rint(want / 257).astype(np.uint8)
+    if suffix == "jpg":
+        jpeg = io.BytesIO()
+        Image.fromarray(shallow).save(jpeg, "JPEG", quality=95)
+        shallow = np.asarray(Image.open(jpeg))
+    made = made if made.ndim == 2 else made[..., 0]  # WebP has no gray
+    np.testing.assert_array_equal(made, shallow)
+
+
 def test_folder_is_mirrored(run: Run, path: str, tmp_path: Path) -> None:
     for index, name in enumerate(["a.png", "b.JPG", "deep/er/c.webp", "deep/d.bmp"]):
         draw(tmp_path / "in" / name, index)

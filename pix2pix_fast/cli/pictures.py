@@ -44,6 +44,7 @@ _SAVE: dict[str, tuple[str, dict[str, Any]]] = {  # suffix -> Pillow's format an
     ".ppm": ("PPM", {}),
     ".pgm": ("PPM", {}),
 }
+_DEEP = ("PNG", "TIFF", "PPM")  # those that hold 16 bits
 
 
 class _Item(NamedTuple):
@@ -267,12 +268,22 @@ def _save(image: Image.Image, target: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".pix2pix-fast-{os.getpid()}-{time.monotonic_ns()}.part"
     kind, values = _SAVE[path.suffix.lower()]
+    if image.mode.startswith("I;16") and kind not in _DEEP:
+        image = _shallow(image)
     try:
         with part.open("xb") as file:
             image.save(file, kind, **values)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _shallow(image: Image.Image) -> Image.Image:
+    """16-bit gray as 8-bit gray; Pillow would refuse it or make everything above 255 white."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
 
 
 @verb()
