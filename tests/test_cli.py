@@ -359,6 +359,21 @@ def test_names_cannot_steer_the_terminal(run: Run, path: str, tmp_path: Path) ->
     assert (tmp_path / "out" / name).exists()
 
 
+def test_names_with_spaces_and_lines_are_told_as_they_are(run: Run, path: str, tmp_path: Path) -> None:
+    photo, shot, bad, lines = "写真\u30001.png", "10.22\u202fAM.png", "two  spaces.png", "a\nb.png"
+    picture = draw(tmp_path / "in" / photo).read_bytes()
+    for name, data in ((shot, picture), (bad, b""), (lines, b"")):
+        (tmp_path / "in" / name).write_bytes(data)
+    result = run("translate", path, "in", "-o", "out")
+    assert result.stdout == f"out/{shot}\nout/{photo}\n"
+    assert result.stderr.startswith("pix2pix-fast: in/a\\nb.png: no picture file that we open")
+    assert "pix2pix-fast: in/two  spaces.png: no picture file that we open" in result.stderr
+    result = run("translate", path, "in", "-o", "out", "--overwrite", "--json")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {row["source"] for row in rows} == {f"in/{name}" for name in (photo, shot, bad, lines)}
+    assert all(Path(row["output"]).exists() for row in rows if "output" in row)
+
+
 # Models
 
 

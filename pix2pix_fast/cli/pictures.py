@@ -17,6 +17,7 @@ from .words import (
     MODEL,
     engine_options,
     model_argument,
+    one_line,
     pictures_bar,
     plain,
     reason_of,
@@ -197,11 +198,12 @@ def _translate_all(
         def fail(item: _Item, error: Exception) -> None:
             nonlocal failed
             failed += 1
-            reason = reason_of(error).removeprefix("image: ").removeprefix(f"{item.source}: ")
-            reason = reason.removesuffix(f": {plain(item.source)}")  # the line begins with it
-            complain(f"{plain(item.source)}: {reason}")
+            reason, name = reason_of(error).removeprefix("image: "), plain(item.source)
+            for named in (name, plain(one_line(item.source))):  # the line begins with it
+                reason = reason.removeprefix(f"{named}: ").removesuffix(f": {named}")
+            complain(f"{name}: {reason}")
             if as_json:
-                click.echo(json.dumps({"source": plain(item.source), "error": reason}), err=to_stdout)
+                click.echo(json.dumps({"source": item.source, "error": reason}), err=to_stdout)
             advance()
 
         def finish(keep: int) -> None:
@@ -230,8 +232,8 @@ def _translate_all(
                 fail(item, error)
                 continue
             report = {
-                "source": plain(item.source),
-                "output": plain(target),
+                "source": item.source,  # as it is: json.dumps escapes what is not ASCII
+                "output": target,
                 "width": result.width,
                 "height": result.height,
                 "ms": round(ms, 3),

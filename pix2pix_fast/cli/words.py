@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,7 +134,12 @@ def steps_bar(name: str) -> Iterator[Callable[[int, int], object] | None]:
 
 
 def say(line: str) -> None:
-    click.echo(f"pix2pix-fast: {' '.join(line.split())}", err=True)
+    click.echo(f"pix2pix-fast: {one_line(line)}", err=True)
+
+
+def one_line(text: str) -> str:
+    """Lines joined by a space; other spaces may be those of a file's name."""
+    return re.sub(r"\s*[\r\n]\s*", " ", text).strip()
 
 
 def reason_of(error: Exception) -> str:
@@ -143,7 +150,7 @@ def reason_of(error: Exception) -> str:
         name = f": {plain(os.fsdecode(error.filename))}" if error.filename else ""
         return f"{error.strerror}{name}"
     known = (P2PError, ValueError, TypeError, OSError, MemoryError, ImportError)
-    text = plain(" ".join(str(error).split())) or type(error).__name__
+    text = plain(one_line(str(error))) or type(error).__name__
     if isinstance(error, known):
         return text
     return f"internal error: {type(error).__name__}: {text}; --debug shows where"
@@ -151,7 +158,11 @@ def reason_of(error: Exception) -> str:
 
 def plain(text: str) -> str:
     """Text from files and names with whatever could steer a terminal escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+    def shown(c: str) -> bool:  # Python calls only one space printable; names have U+3000, U+202F
+        return c.isprintable() or unicodedata.category(c) == "Zs"
+
+    return "".join(c if shown(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def show_facts(facts: dict[str, Any], as_json: bool, indent: str = "") -> None:
