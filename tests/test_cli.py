@@ -357,6 +357,8 @@ def test_names_cannot_steer_the_terminal(run: Run, path: str, tmp_path: Path) ->
     assert "\x1b" not in result.stdout + result.stderr
     assert result.stdout == "out/a\\x1b[31m\\n\\udcff.png\n"
     assert (tmp_path / "out" / name).exists()
+    error = run("info", path, name).stderr  # click's words
+    assert "\\x1b" in error and "\x1b" not in error
 
 
 def test_names_with_spaces_and_lines_are_told_as_they_are(run: Run, path: str, tmp_path: Path) -> None:

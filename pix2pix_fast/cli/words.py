@@ -134,7 +134,7 @@ def steps_bar(name: str) -> Iterator[Callable[[int, int], object] | None]:
 
 
 def say(line: str) -> None:
-    click.echo(f"pix2pix-fast: {one_line(line)}", err=True)
+    click.echo(f"pix2pix-fast: {plain(one_line(line))}", err=True)  # click quotes arguments raw
 
 
 def one_line(text: str) -> str:
