@@ -198,6 +198,14 @@ def test_a_picture_never_replaces_itself(run: Run, path: str, tmp_path: Path) ->
     assert (tmp_path / "in/a.png").read_bytes() == before
 
 
+def test_a_result_in_a_circle_of_links(run: Run, path: str, tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    (tmp_path / "out").symlink_to("out")
+    result = run("translate", path, "a.png", "-o", "out")
+    assert result.exit_code == 1
+    assert result.stderr == "pix2pix-fast: a.png: File exists: out\n"
+
+
 def test_two_pictures_for_one_result(run: Run, path: str, tmp_path: Path) -> None:
     draw(tmp_path / "in/a.jpg", 1)
     draw(tmp_path / "in/a.png", 2)
@@ -451,6 +459,12 @@ def test_demo(run: Run, path: str, tmp_path: Path) -> None:
     assert (tmp_path / "c.png").read_bytes() != (tmp_path / "sheet.png").read_bytes()
 
 
+def test_a_name_longer_than_names_can_be(run: Run) -> None:
+    result = run("info", "y" * 300)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "File name too long" in result.stderr
+
+
 @pytest.mark.parametrize("verb", ["info", "translate", "verify"])
 def test_a_name_that_is_no_model(run: Run, verb: str) -> None:
     result = run(verb, "facade", *(["a.png", "-o", "b.png"] if verb == "translate" else []))
@@ -503,6 +517,25 @@ def test_a_real_process(path: str, tmp_path: Path) -> None:
     process = start("translate", path, "a.png", "-o", "no/such.gif/", "--json", cwd=tmp_path)
     process.communicate(timeout=60)
     assert process.returncode == 0  # a folder of that name
+
+
+def test_streams_that_are_closed_or_cannot_hold_a_name(path: str, tmp_path: Path) -> None:
+    draw(tmp_path / "in/\u00e9.png")
+    draw(tmp_path / "in/\u30001.png")
+    verb = f"{sys.executable} -m pix2pix_fast.cli"
+
+    def done(shell: str, **extra: str) -> tuple[int, bytes, bytes]:
+        process = subprocess.run(
+            shell, shell=True, capture_output=True, cwd=tmp_path, env=environment(**extra)
+        )
+        return process.returncode, process.stdout, process.stderr
+
+    assert done(f"{verb} translate {path} in -o a >&- 2>&-") == (0, b"", b"")
+    assert names(tmp_path / "a") == names(tmp_path / "in")
+    code, _, error = done(f"{verb} translate {path} - -o b.png <&-")
+    assert code == 1 and b"no picture file" in error
+    want = b"c/\xe9.png\nc/\\u30001.png\n"
+    assert done(f"{verb} translate {path} in -o c", PYTHONIOENCODING="latin-1") == (0, want, b"")
 
 
 def test_interrupted_batches_exit_with_130(path: str, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ quick.
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import warnings
 from typing import Any
@@ -22,6 +24,11 @@ from .words import say
 class _Verbs(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         extra["standalone_mode"] = False  # click would print usage errors in four lines
+        for name in ("stdin", "stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed by who started us
+                setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115, PTH123
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a name must not end a batch; stderr is so already
+            sys.stdout.reconfigure(errors="backslashreplace")
         if not sys.warnoptions:
             warnings.simplefilter("ignore")  # Pillow's remarks on odd files are no errors of ours
         try:

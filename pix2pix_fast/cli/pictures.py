@@ -247,7 +247,7 @@ def _translate_all(
 def _check_target(source: str, target: str, taken: dict[str, str], overwrite: bool) -> None:
     if target == "-":
         return
-    key = str(Path(target).resolve())
+    key = os.path.realpath(target)  # Path.resolve raises on links that lead in a circle
     if key in taken:
         raise ValueError(
             f"its result {plain(target)} is also that of {plain(taken[key])}; "

@@ -58,7 +58,7 @@ class ModelPath(click.Path):
 
         try:
             path = packaged(value)
-        except FileNotFoundError as error:
+        except OSError as error:
             self.fail(reason_of(error), *where)
         return super().convert(str(path), *where)
 
