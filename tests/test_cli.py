@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -147,6 +148,39 @@ def test_patterns_lists_and_several_files(run: Run, path: str, tmp_path: Path) -
     assert names("four") == ["a.png", "b.png", "d.png", "x"]
     assert run("translate", path, "d.png", "-o", "folder").exit_code == 0
     assert names("folder") == ["d.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    run: Run, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path / "in/a/a.png")
+    draw(tmp_path / "in/b/b.png")
+    draw(tmp_path / "in/c/c.png")
+    scandir, look = os.scandir, os.stat
+
+    def refuse(path: Any, inside: tuple[str, ...]) -> None:
+        if str(path).endswith(inside):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def no_list(path: Any) -> Any:  # as for a folder without r; the tests may run as root
+        refuse(path, ("in/a",))
+        return scandir(path)
+
+    def no_look(path: Any, **options: Any) -> Any:  # as in a folder without x
+        refuse(path, ("c.png",))
+        return look(path, **options)
+
+    monkeypatch.setattr(os, "scandir", no_list)
+    monkeypatch.setattr(os, "stat", no_look)
+    for verb in (("translate", path, "in", "-o", "out"), ("demo", "--model", path, "--pictures", "in")):
+        result = run(*verb)
+        assert result.exit_code == 1
+        lines = result.stderr.splitlines()
+        assert "pix2pix-fast: in/a: Permission denied" in lines
+        assert "c.png" in result.output  # named or, where Python looks less often, translated
+    assert names("out/b") == ["b.png"]
+    result = run("translate", path, "in/a", "-o", "out")
+    assert (result.exit_code, result.stderr) == (1, "pix2pix-fast: in/a: Permission denied\n")
 
 
 def test_a_name_with_brackets_is_a_name_first(run: Run, path: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -51,6 +52,7 @@ _DEEP = ("PNG", "TIFF", "PPM")  # those that hold 16 bits
 class _Item(NamedTuple):
     source: str  # a path, or "-" for stdin
     place: Path  # where it belongs below an output folder
+    error: OSError | None = None  # of a folder that cannot be read
 
 
 @verb()
@@ -116,14 +118,17 @@ def _items(source: str, out: str | None = None) -> Iterator[_Item]:
         yield _Item("-", Path("stdin"))
     elif Path(source).is_dir():
         found = False
-        for folder, folders, names in os.walk(source):
+        unread: list[OSError] = []
+        for folder, folders, names in os.walk(source, onerror=unread.append):
             folders[:] = sorted(name for name in folders if not _same(Path(folder, name), out))
             for name in sorted(names):
                 path = Path(folder, name)
-                if name.lower().endswith(SUFFIXES) and path.is_file():
+                if name.lower().endswith(SUFFIXES) and _may_be_file(path):
                     found = True
                     yield _Item(str(path), path.relative_to(source))
-        if not found:
+        for error in unread:
+            yield _Item(error.filename, Path(Path(error.filename).name), error)
+        if not found and not unread:
             raise click.UsageError(f"no pictures ({' '.join(SUFFIXES)}) in {plain(source)}")
     elif glob.has_magic(source) and not Path(source).exists():
         fixed = Path(source)
@@ -145,6 +150,15 @@ def _items(source: str, out: str | None = None) -> Iterator[_Item]:
             yield _Item(line, Path(Path(line).name))
     else:
         yield _Item(source, Path(Path(source).name))
+
+
+def _may_be_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116 - is_file's errors depend on Python
+    except PermissionError:  # a folder with no right to look into it: told when it is opened
+        return True
+    except OSError:
+        return False
 
 
 def _same(folder: Path, out: str | None) -> bool:
@@ -198,10 +212,8 @@ def _translate_all(
         def fail(item: _Item, error: Exception) -> None:
             nonlocal failed
             failed += 1
-            reason, name = reason_of(error).removeprefix("image: "), plain(item.source)
-            for named in (name, plain(one_line(item.source))):  # the line begins with it
-                reason = reason.removeprefix(f"{named}: ").removesuffix(f": {named}")
-            complain(f"{name}: {reason}")
+            reason = _reason(item, error)
+            complain(f"{plain(item.source)}: {reason}")
             if as_json:
                 click.echo(json.dumps({"source": item.source, "error": reason}), err=to_stdout)
             advance()
@@ -222,6 +234,8 @@ def _translate_all(
 
         for item, target in zip(items, targets, strict=True):
             try:
+                if item.error:
+                    raise item.error
                 _check_target(item.source, target, taken, overwrite)
                 data = sys.stdin.buffer.read() if item.source == "-" else ""
                 start = time.perf_counter()
@@ -242,6 +256,14 @@ def _translate_all(
             finish(3)
         finish(0)
     return failed
+
+
+def _reason(item: _Item, error: Exception) -> str:
+    """What went wrong, without the picture's name: the line begins with it."""
+    reason = reason_of(error).removeprefix("image: ")
+    for named in (plain(item.source), plain(one_line(item.source))):
+        reason = reason.removeprefix(f"{named}: ").removesuffix(f": {named}")
+    return reason
 
 
 def _check_target(source: str, target: str, taken: dict[str, str], overwrite: bool) -> None:
@@ -306,14 +328,16 @@ def demo(model: str, pictures: str | None, out: str, overwrite: bool, **options:
     if Path(out).suffix.lower() not in _SAVE:
         raise click.UsageError(f"-o {plain(out)}: expected a picture file such as demo.png")
     folder = pictures or str(Path(__file__).parents[1] / "assets/pictures")
-    names = [item.source for item in _items(folder)]
+    items = list(_items(folder))
     pairs = []
     with Engine(model, **options) as engine:
-        for name in names:
+        for item in items:
             try:
-                drawing = images.open_picture(name).convert("RGB")
+                if item.error:
+                    raise item.error
+                drawing = images.open_picture(item.source).convert("RGB")
             except (OSError, ValueError) as error:
-                say(f"{plain(name)}: {reason_of(error).removeprefix('image: ')}")
+                say(f"{plain(item.source)}: {_reason(item, error)}")
                 continue
             engine.translate(drawing)  # a new size lays out memory; the second call is timed
             start = time.perf_counter()
@@ -321,14 +345,14 @@ def demo(model: str, pictures: str | None, out: str, overwrite: bool, **options:
             ms = (time.perf_counter() - start) * 1e3
             pairs.append((drawing, photo))
             size = f"{drawing.height}x{drawing.width}"
-            click.echo(f"{plain(Path(name).name)}  {size}  {ms:.1f} ms")
+            click.echo(f"{plain(item.place.name)}  {size}  {ms:.1f} ms")
         what = engine.info
     if not pairs:
         raise click.ClickException("none of the pictures can be read")
     _save(_side_by_side(pairs), out)
     click.echo(f"{what['backend']} {what['isa']} {what['precision']}, {what['threads']} threads")
     click.echo(plain(out))
-    return 1 if len(pairs) < len(names) else 0
+    return 1 if len(pairs) < len(items) else 0
 
 
 def _side_by_side(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
