@@ -223,6 +223,19 @@ def test_nothing_is_overwritten_unasked(run: Run, path: str, tmp_path: Path) -> 
     assert (tmp_path / "out/a.png").read_bytes() != before
 
 
+def test_what_cannot_be_written_has_the_name_that_was_asked_for(
+    run: Run, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *_: Any) -> Any:  # as in a folder without w; the tests may run as root
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    draw(tmp_path / "a.png")
+    monkeypatch.setattr(Path, "open", refuse)
+    result = run("translate", path, "a.png", "-o", "out")
+    assert result.exit_code == 1
+    assert result.stderr == "pix2pix-fast: a.png: Permission denied: out/a.png\n"
+
+
 def test_a_picture_never_replaces_itself(run: Run, path: str, tmp_path: Path) -> None:
     before = draw(tmp_path / "in/a.png").read_bytes()
     for out in ("in", "in/../in/a.png"):

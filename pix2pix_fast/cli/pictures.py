@@ -298,6 +298,10 @@ def _save(image: Image.Image, target: str) -> None:
         with part.open("xb") as file:
             image.save(file, kind, **values)
         part.replace(path)
+    except OSError as error:
+        if error.filename == str(part):
+            error.filename = target  # the name that the caller knows
+        raise
     finally:
         part.unlink(missing_ok=True)
 
