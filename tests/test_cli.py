@@ -123,6 +123,11 @@ def test_results_below_the_source_are_no_sources(run: Run, path: str, tmp_path: 
     assert run("translate", path, "in", "-o", "in/out").exit_code == 0
     assert run("translate", path, "in", "-o", "in/out", "--overwrite").exit_code == 0
     assert names("in/out") == ["a.png"]
+    assert run("translate", path, "in/**/*.png", "-o", "in/out", "--overwrite").exit_code == 0
+    assert names("in/out") == ["a.png"]
+    assert run("translate", path, "in/*.png", "-o", ".").exit_code == 0  # above the sources
+    result = run("translate", path, "in/o*/*.png", "-o", "in/out")
+    assert (result.exit_code, result.stderr) == (2, "pix2pix-fast: no file matches in/o*/*.png\n")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")

@@ -134,11 +134,16 @@ def _items(source: str, out: str | None = None) -> Iterator[_Item]:
         fixed = Path(source)
         while glob.has_magic(str(fixed)):
             fixed = fixed.parent
-        paths = sorted(filter(Path.is_file, fixed.glob(str(Path(source).relative_to(fixed)))))
-        if not paths:
+        paths = filter(Path.is_file, fixed.glob(str(Path(source).relative_to(fixed))))
+        places = [path.relative_to(fixed) for path in sorted(paths)]
+        matches = [
+            _Item(str(fixed / place), place)
+            for place in places
+            if not any(_same(fixed / folder, out) for folder in list(place.parents)[:-1])
+        ]
+        if not matches:
             raise click.UsageError(f"no file matches {plain(source)}")
-        for path in paths:
-            yield _Item(str(path), path.relative_to(fixed))
+        yield from matches
     elif source.lower().endswith(".txt") and Path(source).is_file():
         lines = Path(source).read_text("utf-8-sig", "surrogateescape").splitlines()
         named = list(filter(None, map(str.strip, lines)))
