@@ -151,8 +151,9 @@ def test_patterns_lists_and_several_files(run: Run, path: str, tmp_path: Path) -
     assert names("three") == ["c.png", "d.png"]
     assert run("translate", path, "d.png", "in", "-o", "four").exit_code == 0
     assert names("four") == ["a.png", "b.png", "d.png", "x"]
-    assert run("translate", path, "d.png", "-o", "folder").exit_code == 0
-    assert names("folder") == ["d.png"]
+    for folder in ("folder", "folder.png/"):
+        assert run("translate", path, "d.png", "-o", folder).exit_code == 0
+        assert names(folder) == ["d.png"]
 
 
 def test_a_folder_that_cannot_be_read_is_named(

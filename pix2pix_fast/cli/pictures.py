@@ -182,7 +182,8 @@ def _targets(items: list[_Item], sources: tuple[str, ...], out: str | None) -> l
         if not single:
             raise click.UsageError("-o - takes exactly one picture")
         return ["-"]
-    if Path(out).suffix.lower() in _SAVE and not Path(out).is_dir():
+    is_folder = Path(out).is_dir() or out.endswith(os.sep)
+    if Path(out).suffix.lower() in _SAVE and not is_folder:
         if not single:
             raise click.UsageError(
                 f"-o {plain(out)} is one picture file; several pictures need a folder"
@@ -190,7 +191,7 @@ def _targets(items: list[_Item], sources: tuple[str, ...], out: str | None) -> l
         return [out]
     if Path(out).is_file():
         raise click.UsageError(f"-o {plain(out)} is a file, and no picture file")
-    if single and Path(out).suffix and not Path(out).is_dir() and not out.endswith(os.sep):
+    if single and Path(out).suffix and not is_folder:
         raise click.UsageError(
             f"-o {plain(out)}: pictures are written as {' '.join(_SAVE)}; a folder of that name "
             f"is {plain(out)}{os.sep}"
