@@ -408,6 +408,13 @@ def test_debug_shows_the_traceback(run: Run, path: str) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_debug_shows_the_tracebacks_of_a_batch(run: Run, path: str, tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    result = run("translate", path, "gone.png", "a.png", "-o", "out", "--debug")
+    assert (result.exit_code, result.stdout) == (1, "out/a.png\n")
+    assert "Traceback" in result.stderr and "FileNotFoundError" in result.stderr
+
+
 def test_names_cannot_steer_the_terminal(run: Run, path: str, tmp_path: Path) -> None:
     name = "a\x1b[31m\n\udcff.png"
     (tmp_path / "in").mkdir()

@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -219,6 +220,8 @@ def _translate_all(
             nonlocal failed
             failed += 1
             reason = _reason(item, error)
+            if click.get_current_context().meta["debug"]:
+                traceback.print_exception(error)
             complain(f"{plain(item.source)}: {reason}")
             if as_json:
                 click.echo(json.dumps({"source": item.source, "error": reason}), err=to_stdout)
