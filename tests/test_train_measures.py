@@ -514,6 +514,10 @@ def test_answers_that_do_not_count(tmp_path):
     bad.write_text("{")
     with pytest.raises(ValueError, match="2.json: not the answers of a study page"):
         study.score([bad])
+    bad.write_bytes(b"\x89PNG" + bytes(10_000))
+    with pytest.raises(ValueError, match="not the answers of a study page") as raised:
+        study.score([bad])
+    assert len(str(raised.value)) < 1000  # and not the whole file
     slow = answers(tmp_path, 3, 0, of=1)
     session = json.loads(slow.read_text())
     session["trials"][-1]["shown_ms"] = [1000, 1500]

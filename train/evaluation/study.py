@@ -158,6 +158,7 @@ def _session(path: Path) -> dict[str, Any]:
         ]
         texts = {name: str(found[name]) for name in ("algorithm", "study", "session", "person")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the answers of a study page ({error!r})") from error
+        why = f"{type(error).__name__}: {error}"  # repr of a UnicodeDecodeError holds the whole file
+        raise ValueError(f"{path}: not the answers of a study page ({why})") from error
     fooled = [trial["answer"] != trial["fake"] for trial in counted]
     return {"path": str(path), "fooled": fooled, "mistimed": sum(late), **texts}
