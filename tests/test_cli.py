@@ -525,6 +525,15 @@ def test_a_name_longer_than_names_can_be(run: Run) -> None:
     assert "File name too long" in result.stderr
 
 
+def test_demo_shows_16_bit_drawings_as_they_look(run: Run, path: str, tmp_path: Path) -> None:
+    deep = noise((32, 32), "uint16")
+    (tmp_path / "drawings").mkdir()
+    Image.fromarray(deep).save(tmp_path / "drawings/a.png")
+    assert run("demo", "--model", path, "--pictures", "drawings", "-o", "sheet.png").exit_code == 0
+    want = np.rint(deep / 257)
+    np.testing.assert_array_equal(pixels(tmp_path / "sheet.png")[8:40, 8:40, 0], want)
+
+
 @pytest.mark.parametrize("verb", ["info", "translate", "verify"])
 def test_a_name_that_is_no_model(run: Run, verb: str) -> None:
     result = run(verb, "facade", *(["a.png", "-o", "b.png"] if verb == "translate" else []))

@@ -301,7 +301,7 @@ def _save(image: Image.Image, target: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".pix2pix-fast-{os.getpid()}-{time.monotonic_ns()}.part"
     kind, values = _SAVE[path.suffix.lower()]
-    if image.mode.startswith("I;16") and kind not in _DEEP:
+    if kind not in _DEEP:
         image = _shallow(image)
     try:
         with part.open("xb") as file:
@@ -317,6 +317,8 @@ def _save(image: Image.Image, target: str) -> None:
 
 def _shallow(image: Image.Image) -> Image.Image:
     """16-bit gray as 8-bit gray; Pillow would refuse it or make everything above 255 white."""
+    if not image.mode.startswith("I;16"):
+        return image
     import numpy as np
     from PIL import Image
 
@@ -348,7 +350,7 @@ def demo(model: str, pictures: str | None, out: str, overwrite: bool, **options:
             try:
                 if item.error:
                     raise item.error
-                drawing = images.open_picture(item.source).convert("RGB")
+                drawing = _shallow(images.open_picture(item.source)).convert("RGB")
             except (OSError, ValueError) as error:
                 say(f"{plain(item.source)}: {_reason(item, error)}")
                 continue
