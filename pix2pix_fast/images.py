@@ -155,8 +155,11 @@ def open_picture(source: Any) -> Image.Image:
         raise ValueError(
             f"image: {name}: no picture file that we open ({', '.join(FORMATS)})"
         ) from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"image: {name}: {error}") from None
+    except Image.DecompressionBombError:  # its text names Pillow's limit, which is not ours
+        raise ValueError(
+            f"image: {name}: expected at most {MAX_PIXELS} pixels, got far more; "
+            "make it smaller or cut it"
+        ) from None
     except MemoryError:
         raise
     except ValueError as error:

@@ -261,8 +261,8 @@ def test_picture_bombs_are_refused_before_decoding(engine: Engine) -> None:
     Image.new("1", (9000, 9000)).save(store, "PNG")
     check(lambda: engine.translate(store.getvalue()), ValueError, "at most 67108864 pixels")
     store = io.BytesIO()
-    Image.new("1", (20000, 20000)).save(store, "PNG")
-    check(lambda: engine.translate(store.getvalue()), ValueError, "image: ")
+    Image.new("1", (20000, 20000)).save(store, "PNG")  # which Pillow itself refuses
+    check(lambda: engine.translate(store.getvalue()), ValueError, "at most 67108864 pixels")
 
 
 def test_padding_counts(engine: Engine) -> None:
