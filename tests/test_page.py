@@ -242,6 +242,28 @@ def test_filling_by_keyboard_on_a_sheet_smaller_than_the_last(browser: Any, smal
     context.close()
 
 
+def test_a_sample_that_comes_late_leaves_a_drawing_alone(browser: Any, small: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    held: list[Any] = []
+    page.route("**/samples/*", lambda route: held.append(route))  # Playwright takes no builtin
+    page.goto(small)
+    page.wait_for_selector(SHOWN, timeout=20_000)
+    page.focus("#ink")
+    for key in ("f", "Space"):  # the sheet is still empty
+        page.keyboard.press(key)
+    drawn = pixels(page, "ink")
+    assert held and (drawn == drawn[0, 0]).all()
+    for route in held:
+        route.continue_()
+    page.evaluate("Promise.all([...document.querySelectorAll('#samples img')].map((one) => one.decode()))")
+    page.wait_for_timeout(100)
+    assert (pixels(page, "ink") == drawn).all()
+    page.keyboard.press("Control+z")  # and what was drawn can be taken back
+    assert (pixels(page, "ink") != drawn).any()
+    context.close()
+
+
 def test_focus_goes_where_one_goes_on(page: Any) -> None:
     page.set_viewport_size({"width": 740, "height": 360})
     page.focus("#ask")
