@@ -36,8 +36,8 @@ void gemm_taps(const char* a, const char* first, const char* second, char* keep,
   constexpr int kStep = (kSource == TapSource::kFormed ? 1 : 2) * kStride;
   constexpr int kKeepStep = (kSource == TapSource::kPairToForm ? 1 : 2) * kStride;
   constexpr int kAsk = ask_lines<W, kPacked>(kVecs);
-  // A step takes a piece of A (RowPlace), or half of it where many rows make long code.
-  constexpr int kSteps = kRows * kVecs > 8 ? 2 : 1, kChannels = kWidth / kSteps, kPieces = kRows * kWidth * 4;
+  // Of k in a step: fewer where many rows make long code. kSteps go through a piece of A (RowPlace).
+  constexpr int kChannels = kRows * kVecs > 8 ? 4 : 8, kSteps = kWidth / kChannels, kPieces = kRows * kWidth * 4;
   Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -45,7 +45,7 @@ void gemm_taps(const char* a, const char* first, const char* second, char* keep,
     for (int v = 0; v < kVecs; ++v) acc[r][v] = zero();
 
   // One loop, as a loop of four in a loop of chunks costs 3 % of the layers that have few rows.
-  int64_t advance = kSteps == 2 ? kChannels * 4 : kPieces;
+  int64_t advance = kSteps == 1 ? kPieces : kChannels * 4;
 #pragma GCC unroll 1
   for (int64_t steps = chunks * (F32::kChunk / kChannels); steps > 0; --steps) {
 #pragma GCC unroll 16
@@ -73,6 +73,7 @@ void gemm_taps(const char* a, const char* first, const char* second, char* keep,
     keep += kChannels * kKeepStep;
     a += advance;
     if constexpr (kSteps == 2) advance = kPieces - advance;
+    if constexpr (kSteps > 2) a += steps % kSteps == 1 ? kPieces - kWidth * 4 : 0;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
