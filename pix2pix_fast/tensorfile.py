@@ -295,3 +295,16 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def cache_folder(variable: str, *below: str) -> Path:
+    """Where what was costly to find is kept: the folder that the environment's `variable` names, else
+    pix2pix_fast and `below` in the user's cache. OSError for a user without one, as containers have them.
+    """
+    if named := os.environ.get(variable):
+        return Path(named)
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise OSError(f"no folder to keep it in ({error}); {variable} names one") from None
+    return Path(cache, "pix2pix_fast", *below)

@@ -25,7 +25,7 @@ import numpy as np
 
 from . import __version__
 from .errors import BackendUnavailable, DeviceError
-from .tensorfile import atomic_file, from_float32
+from .tensorfile import atomic_file, cache_folder, from_float32
 
 if TYPE_CHECKING:
     from .backends import Options
@@ -563,11 +563,7 @@ def cache_key(trt: Any, gpu: Gpu, digest: str, form: Form, profile: Profile) -> 
 
 
 def folder() -> Path:
-    """Where engines are kept: P2P_TRT_CACHE, or pix2pix_fast/tensorrt in the user's cache."""
-    if os.environ.get("P2P_TRT_CACHE"):
-        return Path(os.environ["P2P_TRT_CACHE"])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "pix2pix_fast" / "tensorrt"
+    return cache_folder("P2P_TRT_CACHE", "tensorrt")
 
 
 def cached(
@@ -579,13 +575,17 @@ def cached(
     *,
     digest: str = "",
     progress: Progress | None = None,
-) -> tuple[bytes, Path]:
-    """The engine from the cache, built and kept there if it is not; a file that does not fit its
-    key or its digest is built again, one that cannot be kept is a warning. `digest`: `fingerprint`,
-    where it is known."""
+) -> tuple[bytes, Path | None]:
+    """The engine and its file in the cache, built and kept there if it is not; a file that does not fit
+    its key or its digest is built again, one that cannot be kept is a warning (None: nowhere to keep
+    it). `digest`: `fingerprint`, where it is known."""
     key = cache_key(trt, gpu, digest or fingerprint(model, form.norm), form, profile)
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
-    path = folder() / f"{name}.engine"
+    try:
+        path = folder() / f"{name}.engine"
+    except OSError as error:
+        log.warning("the engine is not kept: %s", error)
+        return build(trt, model, form, profile, progress=progress), None
     plan = _read(path, key)
     if plan is None:
         log.info("building a TensorRT engine, which takes a while: %s", path)
@@ -655,7 +655,7 @@ def prepare(
         gpu = driver().gpu()
         folder().mkdir(parents=True, exist_ok=True)  # this time, not keeping it is an error
         path = cached(library(gpu), gpu, model, form, profile, progress=progress)[1]
-        if not path.exists():
+        if path is None or not path.exists():
             raise OSError(f"{path} could not be written; P2P_TRT_CACHE names another folder")
         return path
     plan = build(library(), model, form, profile, capability=capability, progress=progress)

@@ -77,14 +77,14 @@ class Executable:
             return known
         form = self.form._replace(pixels=pixels)
 
-        def load() -> tuple[Any, Path]:
+        def load() -> tuple[Any, Path | None]:
             plan, path = cached(
                 self.trt, self.gpu, self.model, form, profile, digest=self.digest
             )
             return self.runtime.deserialize_cuda_engine(plan), path
 
         engine, path = load()
-        if engine is None:  # sound bytes that this library will not have, for reasons of its own
+        if engine is None and path:  # sound bytes that this library will not have, for reasons of its own
             log.warning("%s is refused by %s; building again", path, self.trt.__name__)
             path.unlink(missing_ok=True)
             engine, path = load()

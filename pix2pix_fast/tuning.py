@@ -12,13 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, _core
-from .tensorfile import atomic_file
+from .tensorfile import atomic_file, cache_folder
 
 if TYPE_CHECKING:
     from .backends import Options
@@ -36,9 +35,9 @@ def kernels(model: Model, options: Options) -> Kernels:
     key = _key(model, options)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     try:
-        path = folder() / f"{name}.json"
-    except RuntimeError as error:  # a user without a home, as containers have them
-        log.warning("no folder to keep tuned kernels in (%s); P2P_TUNE_CACHE names one", error)
+        path = cache_folder("P2P_TUNE_CACHE") / f"{name}.json"
+    except OSError as error:
+        log.warning("the tuned kernels are not kept: %s", error)
         return measure(model, options)
     known = _read(path, key, model, options)
     if known is not None:
@@ -53,13 +52,6 @@ def kernels(model: Model, options: Options) -> Kernels:
     except OSError as error:  # what was measured is good, and will be measured again next time
         log.warning("the tuned kernels could not be kept: %s", error)
     return found
-
-
-def folder() -> Path:
-    """Where results are kept: P2P_TUNE_CACHE, or pix2pix_fast in the user's cache folder."""
-    if os.environ.get("P2P_TUNE_CACHE"):
-        return Path(os.environ["P2P_TUNE_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pix2pix_fast"
 
 
 def measure(model: Model, options: Options) -> Kernels:

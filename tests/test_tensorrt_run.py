@@ -316,6 +316,22 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     assert "the engine is not kept" in caplog.text and "P2P_TRT_CACHE" in caplog.text
 
 
+def test_a_user_without_a_home_loses_nothing(
+    cuda: Cuda, want: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    for name in ("P2P_TRT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 9)  # nobody in the list of users
+    picture = noise((*SIZE, 3))
+    with on_gpu() as engine:
+        assert_same(engine.translate(picture), want(picture))
+    assert "the engine is not kept" in caplog.text and "P2P_TRT_CACHE names one" in caplog.text
+    model_file.save(MODEL, tmp_path / "net.safetensors")
+    done = CliRunner().invoke(cli.main, ["build-trt", str(tmp_path / "net.safetensors")])
+    assert done.exit_code == 1 and "P2P_TRT_CACHE names one" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_failed_build_leaves_no_file(
     cuda: Cuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
