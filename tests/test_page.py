@@ -264,6 +264,23 @@ def test_a_sample_that_comes_late_leaves_a_drawing_alone(browser: Any, small: st
     context.close()
 
 
+def test_a_sample_that_cannot_be_loaded_says_so(browser: Any, small: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.route("**/samples/*", lambda route: route.abort())
+    page.goto(small)
+    page.wait_for_selector("#note:not([hidden])", timeout=20_000)
+    page.click("#note button")
+    page.click("#samples button >> nth=1")
+    page.wait_for_selector("#note:not([hidden])")
+    name = page.inner_text("#samples button >> nth=1").lower()
+    assert f"sample {name} could not be loaded" in page.inner_text("#note") and errors == []
+    assert page.is_disabled("#undo")
+    context.close()
+
+
 def test_focus_goes_where_one_goes_on(page: Any) -> None:
     page.set_viewport_size({"width": 740, "height": 360})
     page.focus("#ask")
@@ -463,6 +480,14 @@ WATCHED = """() => {
     };
 }"""
 LIVE = "streams.flatMap((one) => one.getTracks()).filter((one) => one.readyState === 'live').length"
+
+
+def test_a_camera_that_is_unplugged_says_so(page: Any) -> None:
+    page.click("#camera")
+    until(page, "$('latency-name').textContent === 'Camera to picture'")
+    page.evaluate("stream.getVideoTracks()[0].dispatchEvent(new Event('ended'))")
+    assert "camera stopped" in page.inner_text("#note")
+    assert page.get_attribute("#camera", "aria-pressed") == "false"
 
 
 @pytest.mark.parametrize("then", ["$('camera').click()", "choose(1)"])
