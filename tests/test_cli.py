@@ -372,6 +372,16 @@ def test_a_pipe_that_closes_early_is_no_error(path: str) -> None:
         assert done.stderr == ""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", ["--help", "--version", "translate --help", "info"])
+def test_a_full_disk_under_stdout_is_one_line(arguments: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "pix2pix_fast.cli", *arguments.split()]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment(), cwd="/")
+    assert done.returncode == 1
+    assert b"No space left on device" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_a_list_from_windows(run: Run, path: str, tmp_path: Path) -> None:
     draw(tmp_path / "a.png")
     (tmp_path / "list.txt").write_bytes("\ufeffa.png\r\n".encode())

@@ -18,7 +18,7 @@ import click
 
 from .. import __version__
 from . import films, models, pictures, training
-from .words import say
+from .words import reason_of, say
 
 
 class _Verbs(click.Group):
@@ -38,6 +38,9 @@ class _Verbs(click.Group):
             code = error.exit_code
         except click.Abort:  # Ctrl-C outside of a verb
             code = 130
+        except OSError as error:  # --help outside of a verb, into a file on a full disk
+            say(f"standard output: {reason_of(error)}")
+            code = 1
         sys.exit(code or 0)
 
 
