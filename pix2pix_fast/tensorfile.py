@@ -286,8 +286,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(FileNotFoundError):
             part.unlink()
-        if isinstance(error, OSError) and error.filename == str(part):
-            error.filename = str(final)  # the name that the caller knows
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(part)):
+            error.filename = str(final)  # the name that the caller knows; a full disk gives none
         raise
     if os.name == "posix":  # the rename itself must survive a power cut
         handle = os.open(final.parent, os.O_RDONLY)

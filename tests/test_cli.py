@@ -382,6 +382,27 @@ def test_a_full_disk_under_stdout_is_one_line(arguments: str) -> None:
     assert b"No space left on device" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "out"),
+    [
+        ("convert MODEL", "b.safetensors"),
+        ("export MODEL", "b.onnx"),
+        ("demo --model MODEL -o", "b.png"),
+        ("translate MODEL a.png -o", "b.png"),
+    ],
+)
+def test_what_no_disk_has_room_for_is_named(path: str, tmp_path: Path, arguments: str, out: str) -> None:
+    if arguments.startswith("export"):
+        pytest.importorskip("onnx")
+    draw(tmp_path / "a.png")
+    verb = f"{sys.executable} -m pix2pix_fast.cli {arguments.replace('MODEL', path)} {out}"
+    done = subprocess.run(
+        f"ulimit -f 1; {verb}", shell=True, capture_output=True, text=True, cwd=tmp_path, env=environment()
+    )
+    assert done.returncode == 1 and f"File too large: {out}\n" in done.stderr
+    assert names(tmp_path) == ["a.png"]
+
+
 def test_a_list_from_windows(run: Run, path: str, tmp_path: Path) -> None:
     draw(tmp_path / "a.png")
     (tmp_path / "list.txt").write_bytes("\ufeffa.png\r\n".encode())

@@ -308,8 +308,8 @@ def _save(image: Image.Image, target: str) -> None:
             image.save(file, kind, **values)
         part.replace(path)
     except OSError as error:
-        if error.filename == str(part):
-            error.filename = target  # the name that the caller knows
+        if error.errno and error.filename in (None, str(part)):
+            error.filename = target  # the name that the caller knows; a full disk gives none
         raise
     finally:
         part.unlink(missing_ok=True)
