@@ -309,7 +309,7 @@ class _Run:
                     in_work = 0
                     report.ages.append(time.perf_counter() - shot.at)
                     if self._recorder is not None:
-                        self._recorder.put(shot, result)
+                        self._recorder.put(shot, result, self.warn)
                     count()
                     if self._show is not None:
                         self._show(result, report)
@@ -350,7 +350,7 @@ class _Recorder:
         self._last = -1
         self._count = 0
 
-    def put(self, shot: Shot, result: np.ndarray) -> None:
+    def put(self, shot: Shot, result: np.ndarray, warn: Callable[[str], None]) -> None:
         if self._thread is None:
             frame = shot.frame
             array = isinstance(frame, np.ndarray)
@@ -367,6 +367,7 @@ class _Recorder:
                 plan=plan,
                 overwrite=self._overwrite,
                 keep=True,
+                warn=warn,
             )
             self._first = shot.at
             self._thread = threading.Thread(target=self._write, args=(self._output,), daemon=True)

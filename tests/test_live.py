@@ -182,6 +182,20 @@ def test_a_film_at_its_own_rate_recorded_and_mirrored(engine: Engine, tmp_path: 
     assert not np.array_equal(results[0], upright[0])
 
 
+def test_a_source_of_odd_size_is_recorded_with_a_warning(engine: Engine, tmp_path: Path) -> None:
+    class Odd(Fake):
+        lasting = False
+
+        def shots(self, stop: threading.Event) -> Iterator[Shot]:
+            for shot in super().shots(stop):
+                yield shot._replace(frame=noise((65, 67, 3)))
+
+    told: list[str] = []
+    report = live(engine, Odd(2, 0.02), record=tmp_path / "out.mkv", notice=told.append)
+    assert report.warnings == told
+    assert told == ["67x65 became 68x66: H.264 needs even sizes, the last row or column is repeated"]
+
+
 @pytest.mark.parametrize("kind", ["itself", "hard link", "symbolic link"])
 def test_a_recording_does_not_replace_its_source(
     engine: Engine, tmp_path: Path, kind: str
