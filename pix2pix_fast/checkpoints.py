@@ -148,6 +148,13 @@ GENERATORS = {"netG", "net_G", "generator", "gen", "G"}
 DISCRIMINATORS = {"netD", "net_D", "discriminator", "disc", "D", "netD_A", "netD_B"}
 WRAPPERS = GENERATORS | {"state_dict", "model_state_dict", "model", "params"}
 WRAPPED = rf"^(?:(?:module|_orig_mod|{'|'.join(sorted(GENERATORS | DISCRIMINATORS))})\.)+"
+# what torch.nn.utils makes of a layer's weight -> what makes it a weight again
+PARTED = {
+    ".weight_mask": "prune.remove",
+    ".weight_orig": "remove_spectral_norm",
+    ".weight_g": "remove_weight_norm",
+    ".parametrizations.weight.": "parametrize.remove_parametrizations",
+}
 MOST_WRAPPERS = 4  # dicts inside each other
 STATISTICS = ("running_mean", "running_var")
 
@@ -333,6 +340,12 @@ def _other_network(shapes: Mapping[str, Shape]) -> str:
     only = "this engine runs U-Net generators"
     if blocks:
         return f"is a ResNet generator with {len(blocks)} blocks; {only}"
+    for part, cure in PARTED.items():
+        if name := next((name for name in shapes if part in name), ""):
+            return (
+                f"has weights in parts, as {show(name)}; before it is saved, torch.nn.utils.{cure} "
+                "on each such layer makes them one"
+            )
     plain = {re.sub(WRAPPED, "", name): name for name in shapes}
     if "net.0.weight" in plain and "net.2.weight" in plain:
         return f"is a pixel discriminator (1x1 convolutions); {only}"
@@ -432,10 +445,16 @@ def _unwrap(value: Any, torch: Any, where: str) -> dict[str, Any]:
         found += [(way, tensors)] if tensors else []
         todo += [((*way, name), item) for name, item in items.items() if isinstance(item, dict)]
     if not isinstance(value, dict):
-        raise ModelFormatError(f"{where}: holds {show(type(value).__name__)}, expected a state dict")
+        raise ModelFormatError(
+            f"{where}: holds {show(type(value).__name__)}, expected a state dict; "
+            "save the generator's alone: torch.save(net.state_dict(), NAME)"
+        )
     if not found:
         keys = ", ".join(show(name) for name in list(value)[:8])
-        raise ModelFormatError(f"{where}: holds no generator's tensors, only the entries {keys}")
+        raise ModelFormatError(
+            f"{where}: holds no generator's tensors, only the entries {keys}; "
+            "save the generator's state dict alone"
+        )
     unets = [one for one in found if any(name.endswith(E2) for name in one[1])]
     usual = [one for one in unets or found if WRAPPERS.issuperset(one[0])]
     if len(unets) > 1 and len(usual) != 1:

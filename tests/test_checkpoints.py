@@ -360,6 +360,26 @@ def _nested() -> Any:
         return torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(4, 3)])
 
 
+def _in_parts(way: str) -> Any:
+    """A U-Net's state dict whose weights a function of torch.nn.utils has replaced by parts."""
+    import torch
+    from torch.nn.utils import parametrizations, prune
+
+    split = {
+        "prune": lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+        "spectral": torch.nn.utils.spectral_norm,
+        "weight": torch.nn.utils.weight_norm,
+        "parametrized": parametrizations.spectral_norm,
+    }[way]
+    net = state_of()[0]
+    for layer in list(net.modules()):
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
+            with warnings.catch_warnings():  # of an old way that files are still saved in
+                warnings.simplefilter("ignore")
+                split(layer)
+    return net.state_dict()
+
+
 def _give(value: Any, name: str, what: Any) -> Any:
     setattr(value, name, what)
     return value
@@ -387,11 +407,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: {**prefixed(state_of()[1], "netG.unet."), "netG.refine.0.weight": _kernels()},
         "'netG.refine.0.weight' does not belong to a U-Net",
     ),
+    "pruned": (lambda: _in_parts("prune"), "in parts, as .*'model.model.0.weight_mask'.*utils.prune.remove on"),
+    "spectral norm": (lambda: _in_parts("spectral"), "'model.model.0.weight_orig'.*utils.remove_spectral_norm"),
+    "weight norm": (lambda: _in_parts("weight"), "'model.model.0.weight_g'.*utils.remove_weight_norm"),
+    "spectral norm, new": (lambda: _in_parts("parametrized"), "utils.parametrize.remove_parametrizations on"),
     "other": (lambda: {"fc.weight": _expanded()}, "of no network that is known, .* 'fc.weight'"),
     "empty": (dict, "holds no generator's tensors"),
     "number": (lambda: 3, "holds 'int', expected a state dict"),
-    "list": (lambda: [_expanded()], "holds 'list', expected a state dict"),
-    "two nets": (lambda: {"a": {"x": 1}, "b": {"y": 1}}, "only the entries 'a', 'b'"),
+    "list": (lambda: [_expanded()], r"holds 'list', expected a state dict; .*net.state_dict\(\)"),
+    "two nets": (lambda: {"a": {"x": 1}, "b": {"y": 1}}, "only the entries 'a', 'b'; save the"),
     "missing conv": (
         broken(lambda s: s.pop(B1 + "5.weight")),
         "'model.model.1.model.5.weight' is missing: it is our d4.weight",
