@@ -4,13 +4,16 @@
 #     bench/gpu_check.sh            # results in bench/results/gpu-DATE.jsonl, logs in out/gpu_check/
 #
 # Needs nvcc, cmake, ninja and a Python with pybind11, numpy, pillow, safetensors, click, rich, torch and pytest; no network, no
-# installation: the package is built for the GPU that is there, into out/gpu_check/site. Every stage has its own limit and a
-# share of the eight minutes; one that fails leaves the others' results. Exit status: how many stages failed.
+# installation: the package is built for the GPU that is there, into out/gpu_check/site. Every stage has its own limit. They
+# are more than the eight minutes together, so a stage leaves the later ones half of theirs, or its own part where there is less.
+# One that fails leaves the others' results. Exit status: how many stages failed.
 #
 # To be set: PYTHON (python3), P2P_GPU_CHECK_SECONDS (470), P2P_CUDA_ARCHITECTURES (native: the GPU that is there; a number
 # builds without one, so that the other stages can be seen to fail), COMMIT (git's; where the source came without .git, unknown),
-# and STAGES (all, in this order):
+# and STAGES (all, in this order; their limits in seconds are in MOST):
 STAGES=${STAGES:-build tests memcheck racecheck floor kernels network pdl plain compile}
+declare -A MOST=([build]=240 [tests]=100 [memcheck]=40 [racecheck]=40 [floor]=45 [kernels]=60 [network]=110 [pdl]=25 [plain]=25
+  [compile]=90)
 set -u
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 OUT=$ROOT/out/gpu_check
@@ -46,12 +49,13 @@ for line in open(sys.argv[1]):
 PY
 }
 
-# stage NAME SECONDS FUNCTION: within its limit and what is left of the whole; output to a log, the end of it shown on failure.
+# stage NAME SECONDS LATER: LATER is what the stages to come may take. Output to a log, the end of it shown on failure.
 stage() {
-  local name=$1 limit=$2 left status begin
-  case " $STAGES " in *" $name "*) ;; *) return 0 ;; esac
+  local name=$1 most=$2 later=$3 left limit status begin
   left=$((END - $(date +%s)))
-  [ "$limit" -lt "$left" ] || limit=$left
+  limit=$((left * most / (most + later)))
+  [ $((left - later / 2)) -lt "$limit" ] || limit=$((left - later / 2))
+  [ "$most" -gt "$limit" ] || limit=$most
   begin=$(date +%s)
   if [ "$limit" -lt 5 ]; then
     status=124
@@ -153,15 +157,11 @@ run_compile() {
 }
 
 echo "${GPU:-no GPU}, driver ${DRIVER:-none}, $DATE, commit $COMMIT"
-stage build 240
-stage tests 100
-stage memcheck 40
-stage racecheck 40
-stage floor 45
-stage kernels 60
-stage network 110
-stage pdl 25
-stage plain 25
-stage compile 90
+later=0
+for name in $STAGES; do later=$((later + ${MOST[$name]})); done
+for name in $STAGES; do
+  later=$((later - ${MOST[$name]}))
+  stage "$name" "${MOST[$name]}" "$later"
+done
 echo "results: $RESULTS"
 exit $FAILED

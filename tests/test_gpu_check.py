@@ -54,10 +54,16 @@ def test_a_stage_that_fails_leaves_the_others(tmp_path: Path) -> None:
 
 def test_time_that_runs_out_keeps_what_was_measured(tmp_path: Path) -> None:
     floor = 'echo "{\\"floor\\": 1}"; sleep 50'
-    status, said, rows = check(tmp_path, floor, STAGES="floor kernels", P2P_GPU_CHECK_SECONDS="6")
+    status, said, rows = check(tmp_path, floor, STAGES="floor pdl", P2P_GPU_CHECK_SECONDS="10")
     assert status == 2 and "no time is left" in said
     assert [row.get("status") for row in rows] == [124, None, 124]
     assert rows[1]["floor"] == 1
+
+
+def test_a_stage_that_hangs_leaves_the_others_their_part(tmp_path: Path) -> None:
+    status, said, rows = check(tmp_path, "sleep 50", STAGES="floor kernels", P2P_GPU_CHECK_SECONDS="20")
+    assert status == 2 and [(row["stage"], row["status"]) for row in rows] == [("floor", 124), ("kernels", 4)]
+    assert rows[0]["seconds"] <= 14, said  # 8, and 5 for what does not end when it is told to
 
 
 def test_kernels_that_were_timed_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
