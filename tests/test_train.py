@@ -826,6 +826,24 @@ def test_an_early_interruption_does_not_claim_a_state(pairs, tmp_path, monkeypat
     assert stopped.exit_code == 130 and "stopped; nothing was saved" in stopped.stderr
 
 
+def test_a_process_whose_others_are_gone_says_so(pairs, tmp_path, monkeypatch):
+    def closed(*_):
+        raise RuntimeError("[pair.cc:553] Connection closed by peer. This is typically caused by")
+
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    for call in ("all_gather_object", "all_reduce"):
+        monkeypatch.setattr(distributed.dist, call, closed)
+    gone = CliRunner().invoke(command, ["facades", str(pairs), "-o", str(tmp_path / "run"), "--smoke"])
+    assert gone.exit_code == 1 and gone.stderr.splitlines()[-1] == (
+        "pix2pix-fast: process 0 cannot reach the others; the first that ended says why "
+        "([pair.cc:553] Connection closed by peer)"
+    )
+    net = torch.nn.Linear(1, 1)
+    net(torch.ones(1)).backward()
+    with pytest.raises(distributed.ProcessLost):
+        distributed.average_gradients(net)
+
+
 # ---- devices ----
 
 

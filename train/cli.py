@@ -113,7 +113,7 @@ def train(
         kept = f"{state} is complete, --resume goes on" if state.exists() else "nothing was saved"
         click.echo(f"stopped; {kept}", err=True)
         sys.exit(130)
-    except (ValueError, OSError, StateError, TrainingStopped) as error:
+    except (ValueError, OSError, StateError, TrainingStopped, distributed.ProcessLost) as error:
         if debug:
             raise
         _fail(error)

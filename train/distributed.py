@@ -8,6 +8,8 @@ suit (docs/decisions/010-data-parallel.md). The result is the gradient of the jo
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,13 +49,29 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+class ProcessLost(RuntimeError):
+    """Another process of the training is gone, for a reason that it told itself."""
+
+
+@contextmanager
+def _others_there() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        noticed = str(error).partition("\n")[0].partition(". ")[0]
+        raise ProcessLost(
+            f"process {rank()} cannot reach the others; the first that ended says why ({noticed})"
+        ) from error
+
+
 def average_gradients(net: nn.Module) -> None:
     """Replaces every gradient of `net` by the mean over all processes."""
     if world() == 1:
         return
     grads = [p.grad for p in net.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
+    with _others_there():
+        dist.all_reduce(flat)
     flat /= world()
     for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
         grad.copy_(mean.view_as(grad))
@@ -64,7 +82,8 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [value]
     if world() > 1:
         values = [None] * world()
-        dist.all_gather_object(values, value)
+        with _others_there():
+            dist.all_gather_object(values, value)
     return values
 
 
