@@ -82,12 +82,12 @@ class Reader:
         self._held: list[Any] = []  # decoded while looking for the first frame
         self._open()
         streams = self._container.streams
-        rest = [s.type for s in streams if s.type not in ("video", "audio")]
-        if rest:
-            report.warn(f"left out: {', '.join(sorted(set(rest)))} streams")
+        kinds = [kind_of(stream) for stream in streams]
+        if rest := set(kinds) - {"video", "audio"}:
+            report.warn(f"left out: {', '.join(sorted(rest))} streams")
         if self._container.chapters():
             report.warn("left out: chapters")
-        if sum(s.type == "video" for s in streams) > 1:
+        if kinds.count("video") > 1:
             report.warn("only the first video stream is translated")
 
     _sought: Fraction | None = None  # where reading began, if not at the beginning
@@ -422,12 +422,18 @@ def demuxed(container: Any, *streams: Any) -> Iterator[Any]:
         yield from container.demux(*streams)
 
 
+def kind_of(stream: Any) -> str:
+    """As FFmpeg names it, but for the picture on a film's or a song's cover, which is to it a video."""
+    cover = int(stream.disposition) & int(pyav().stream.Disposition.attached_pic)
+    return "cover picture" if cover else str(stream.type)
+
+
 def pick_video(container: Any, name: str) -> Any:
-    """The first stream of moving pictures: a cover picture is none."""
-    for stream in container.streams.video:
-        if stream.codec_context is None:
-            raise VideoError(f"{name}: there is no decoder for its pictures")
-        if "attached_pic" not in str(stream.disposition):
+    """The first stream of moving pictures."""
+    for stream in container.streams:
+        if kind_of(stream) == "video":
+            if stream.codec_context is None:
+                raise VideoError(f"{name}: there is no decoder for its pictures")
             return stream
-    kinds = sorted({stream.type for stream in container.streams})
+    kinds = sorted({kind_of(stream) for stream in container.streams})
     raise VideoError(f"{name} has no video stream (it has: {', '.join(kinds) or 'nothing'})")

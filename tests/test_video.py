@@ -486,6 +486,38 @@ def test_chapters_that_are_left_out_are_named(engine: Engine, tmp_path: Path) ->
     assert (report.frames, report.warnings) == (len(EVEN), ["left out: chapters"])
 
 
+def with_cover(path: Path, whole: Path) -> Path:
+    """The film (or, of sound alone, the song) with a picture on its cover."""
+    cover = av.VideoFrame.from_ndarray(picture(0), "rgb24").reformat(format="yuvj420p")
+    with av.open(str(whole)) as one, av.open(str(path), "w") as two:
+        made = {s.index: two.add_stream_from_template(s) for s in one.streams}
+        stream = two.add_stream("mjpeg", rate=1)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuvj420p"
+        stream.disposition = av.stream.Disposition.attached_pic
+        two.mux(stream.encode(cover))
+        two.mux(stream.encode())
+        for packet in one.demux():
+            if packet.size:
+                packet.stream = made[packet.stream.index]
+                two.mux(packet)
+    return path
+
+
+def test_a_cover_picture_is_no_film(engine: Engine, tmp_path: Path) -> None:
+    source = with_cover(tmp_path / "in.mp4", clip(tmp_path / "a.mp4", EVEN))
+    report = translate_video(engine, source, tmp_path / "out.mp4")
+    assert (report.frames, report.warnings) == (len(EVEN), ["left out: cover picture streams"])
+    with av.open(str(tmp_path / "song.mp4"), "w") as output:
+        stream = output.add_stream("aac", rate=48000, layout="mono")
+        block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        block.sample_rate, block.pts = 48000, 0
+        output.mux(stream.encode(block))
+        output.mux(stream.encode())
+    song = with_cover(tmp_path / "cover.mp4", tmp_path / "song.mp4")
+    with pytest.raises(VideoError, match=r"cover.mp4 has no video stream \(it has: audio, cover picture\)"):
+        translate_video(engine, song, tmp_path / "b.mp4")
+
+
 @pytest.mark.parametrize(
     ("codec", "pix_fmt", "matrix", "told"),
     [
