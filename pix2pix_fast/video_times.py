@@ -20,6 +20,7 @@ class Clock:
     def __init__(self, origin: Fraction) -> None:
         self._shift = self._before = -origin
         self._due: dict[int, Fraction] = {}  # by stream: when its next packet was expected
+        self._end: dict[int, Fraction] = {}  # by stream: of what it has shown
         self.jumped = False
 
     def move(self, packet: Any) -> None:
@@ -27,12 +28,18 @@ class Clock:
         if packet.dts is not None:
             dts, index = packet.dts * packet.time_base, packet.stream_index
             due = self._due.get(index, dts + shift)
+            pts = dts if packet.pts is None else packet.pts * packet.time_base
+            wait = min(max(pts - dts, Fraction(0)), Fraction(JUMP))  # from being decoded to being shown
             if abs(dts + shift - due) > JUMP and abs(dts + self._before - due) <= JUMP:
                 shift, self._shift, self._before = self._before, self._before, shift
             elif not due - JUMP <= dts + shift <= due + GAP:
-                self._before, self._shift = shift, due - dts
+                # not before what is there has been shown: Matroska has no decoding times, and FFmpeg's
+                # guess at them is no longer the early one after the jump
+                begin = max(due, self._end.get(index, due) - wait)
+                self._before, self._shift = shift, begin - dts
                 shift, self.jumped = self._shift, True
             self._due[index] = dts + shift + (packet.duration or 0) * packet.time_base
+            self._end[index] = max(self._due[index] + wait, self._end.get(index, due))
         shift_by(packet, shift)
 
 

@@ -135,6 +135,17 @@ def test_joined_recordings_follow_each_other(suffix: str, tmp_path: Path) -> Non
     assert (silent.frames, silent.dropped) == (150, 0)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_joined_matroska_shows_every_frame(suffix: str, tmp_path: Path) -> None:
+    """It has no decoding times: those that FFmpeg guesses after the join are frames later than before."""
+    once = film(tmp_path / "a.mkv", 50, sound="libmp3lame", sound_s=1.9, options={"bf": "2"})
+    (tmp_path / "in.mkv").write_bytes(once.read_bytes() * 2)
+    report = translated(tmp_path / "in.mkv", tmp_path / f"out{suffix}")
+    assert (report.frames, report.dropped, report.complete) == (100, 0, True)
+    assert report.warnings == ["times jump within the clip; what follows was moved"]
+    assert set(steps(tmp_path / f"out{suffix}")) == {0.04}
+
+
 class Packet:
     """What a Clock looks at."""
 
