@@ -105,6 +105,9 @@ class Reader:
                 # Sound may begin before 0, with what its decoder needs to begin; pictures where the
                 # clock of a transport stream has come round to 0
                 self._origin = min(Fraction(0), (self._video.start_time or 0) * self._base)
+            # as it is said now: while FFmpeg reads it may find another beginning, and keep the duration
+            start, duration = self._video.start_time or 0, self._video.duration
+            self._said_end = (start + duration) * self._base if duration else None
             self._video.thread_type = "AUTO"
             small = self._video.width * self._video.height < 600_000
             self._video.thread_count = 1 if small else 0
@@ -344,9 +347,8 @@ class Reader:
 
     def _check_end(self, reached: Fraction, step: Fraction) -> None:
         """Whether a film that was read to its end is as long as the file says."""
-        if self._video.duration:
-            end = (self._video.start_time or 0) + self._video.duration
-            length = end * self._base - self._origin
+        if self._said_end is not None:
+            length = self._said_end - self._origin
         elif self._container.duration:
             length = Fraction(self._container.duration, 1_000_000)
             if "matroska" in self._container.format.name:  # which says when its end is

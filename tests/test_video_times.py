@@ -35,16 +35,17 @@ def film(
     sound_at: float = 0.0,
     begin: float = 0.0,
     pix_fmt: str = "yuv420p",
+    rate: int = RATE,
 ) -> Path:
-    """`count` frames, 25 a second, from `begin` on; sound for sound_s seconds from `sound_at` on."""
+    """`count` frames, `rate` a second, from `begin` on; sound for sound_s seconds from `sound_at` on."""
     packets: list[Any] = []
     with av.open(str(path), "w") as output:
-        stream = output.add_stream(codec, rate=RATE, options=options or {})
+        stream = output.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width, stream.pix_fmt = 64, 96, pix_fmt
         audio = output.add_stream(sound, rate=48000, layout="mono") if sound else None
         for index in range(count):
             frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
-            frame.pts, frame.time_base = round(begin * RATE) + index, Fraction(1, RATE)
+            frame.pts, frame.time_base = round(begin * rate) + index, Fraction(1, rate)
             packets += stream.encode(frame)
         packets += stream.encode()
         if audio is not None:
@@ -283,6 +284,17 @@ def test_sound_may_be_longer_than_the_pictures(name: str, audio: Any, tmp_path: 
     source = film(tmp_path / name, 50, sound="aac", sound_s=3.2)
     report = translated(source, tmp_path / "out.mkv", audio=audio)
     assert (report.complete, report.warnings) == (True, [])
+
+
+def test_a_frame_a_second_is_whole(tmp_path: Path) -> None:
+    """FFmpeg opens such Matroska without knowing when it begins, and finds a beginning as it reads."""
+    source = film(tmp_path / "in.mkv", 30, options={"bf": "0"}, rate=1)
+    report = translated(source, tmp_path / "out.mkv")
+    assert (report.frames, report.complete, report.warnings) == (30, True, [])
+    assert times_of(tmp_path / "out.mkv") == list(range(30))
+    source.write_bytes(source.read_bytes()[: source.stat().st_size * 3 // 4])
+    report = translated(source, tmp_path / "out.mkv")
+    assert not report.complete and report.warnings[-1].endswith("s of 30.00 s"), report.warnings
 
 
 def test_what_ends_early_is_reported(tmp_path: Path) -> None:
