@@ -179,9 +179,12 @@ class Reader:
         """Decode up to the first frame, from where all frames after `start` can be decoded.
 
         MPEG's streams have no index: a search for a time ends behind the key frame that is needed,
-        so it is repeated 1, 2, 4 ... seconds earlier."""
+        so it is repeated 1, 2, 4 ... seconds earlier. Program streams say one time for all the frames
+        that begin in a packet, and FFmpeg gives the first of them to another frame after a search: the
+        times are wrong until the next packet, which of small pictures is seconds later."""
         complete, warnings = self._report.complete, list(self._report.warnings)
-        start, back = self._first or Fraction(0), Fraction(0)
+        start = self._first or Fraction(0)
+        back = Fraction(10 if self._container.format.name == "mpeg" else 0)
         while True:
             found = start > back and self._seek(start - back)
             if not found and start:  # also after a search that failed: it may have moved on
@@ -320,8 +323,9 @@ class Reader:
             if pts is None:
                 pts = 0 if last is None else last + step
             if last is not None and pts <= last:
-                self._report.dropped += 1
-                self._report.warn("frames without an increasing timestamp were dropped")
+                if begun is not None:  # else it lies before `start`
+                    self._report.dropped += 1
+                    self._report.warn("frames without an increasing timestamp were dropped")
                 continue
             if end is not None and pts * base >= end:
                 self._over = True
