@@ -65,6 +65,36 @@ def test_thread_count_and_batch_position_change_no_bit(depth: int) -> None:
     assert len(digests) == 1
 
 
+def test_the_hosts_floats_change_no_bit_and_stay_the_hosts() -> None:
+    """Rounding upward and traps, set in the calling thread alone, before the engine is made and after."""
+    code = """
+import ctypes, ctypes.util, hashlib, platform
+import numpy as np
+from pix2pix_fast import Engine
+from tiny import noise, tiny_model
+libm = ctypes.CDLL(ctypes.util.find_library("m"))
+trap, untrap = (getattr(libm, f"fe{verb}except", abs) for verb in ("enable", "disable"))  # glibc's
+UPWARD = 0x800 if platform.machine() == "x86_64" else 0x400000
+images = [noise((70, 100, 3), "float32"), np.full((70, 100, 3), np.nan, np.float32)]
+net, made, digests = tiny_model(), [], []
+for host in (False, True):
+    libm.fesetround(UPWARD if host else 0)
+    made += [Engine(net, threads=threads, size=(64, 64)) for threads in (1, 3)]
+for host in (False, True):
+    for engine in made:
+        libm.fesetround(UPWARD if host else 0)
+        if host:
+            trap(1)  # invalid: NaNs that are compared
+        results = [engine.translate(image) for image in images]
+        assert libm.fegetround() == (UPWARD if host else 0)
+        untrap(1)
+        libm.fesetround(0)
+        digests.append(hashlib.sha256(b"".join(r.tobytes() for r in results)).hexdigest())
+print(len(digests), len(set(digests)))
+"""
+    assert child(code) == "8 1"
+
+
 def test_fresh_processes_give_the_same_bits() -> None:
     code = """
 import hashlib, sys

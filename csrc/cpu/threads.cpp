@@ -1,5 +1,6 @@
 #include "threads.h"
 
+#include <cfenv>
 #include <system_error>
 
 #include "../check.h"
@@ -25,6 +26,21 @@ inline void pause() {
   std::this_thread::yield();
 #endif
 }
+
+// A host may round upward, flush denormals or trap, in one of its threads: the pixels would depend on who computes which item
+// (docs/decisions/004). Here all compute in the default environment, and the caller finds its own again.
+class DefaultFloats {
+ public:
+  DefaultFloats() {
+    std::fegetenv(&callers_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloats() { std::fesetenv(&callers_); }
+  DefaultFloats(const DefaultFloats&) = delete;
+
+ private:
+  std::fenv_t callers_;
+};
 
 }  // namespace
 
@@ -53,6 +69,7 @@ void ThreadPool::join() {
 }
 
 void ThreadPool::run(Work work, void* context) {
+  const DefaultFloats floats;
   if (size_ > 1) {
     work_ = work;
     context_ = context;
@@ -68,6 +85,7 @@ void ThreadPool::run(Work work, void* context) {
 }
 
 void ThreadPool::worker(int thread) {
+  std::fesetenv(FE_DFL_ENV);  // a thread begins with its starter's
   uint32_t seen = 0;
   for (;;) {
     int spins = 0;
