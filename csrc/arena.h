@@ -1,6 +1,5 @@
 // Lifetimes to offsets in one buffer, and the buffer itself.
 #pragma once
-#include <cstddef>
 #include <cstdint>
 #include <vector>
 

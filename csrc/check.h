@@ -2,7 +2,7 @@
 // P2P_ASSERT: our own invariant (std::logic_error); cheap enough to stay on outside kernels.
 #pragma once
 #include <cstdint>
-#include <limits>
+#include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 #include <string>

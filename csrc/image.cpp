@@ -1,6 +1,5 @@
 #include "image.h"
 
-#include <cmath>
 #include <cstring>
 
 #include "clones.h"

@@ -3,7 +3,6 @@
 // One step per layer: norm, activation, padding, concatenation and statistics are inside the convolutions. A layer's output
 // is stored before its norm; the step that reads it applies x * scale + shift and the activation on load.
 #pragma once
-#include <string>
 #include <vector>
 
 #include "arena.h"

@@ -1,5 +1,7 @@
 #include "executable.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 

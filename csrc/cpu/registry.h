@@ -14,8 +14,8 @@ std::vector<const Kernel*> all_kernels();
 std::vector<const Kernel*> kernels_for(Isa isa);
 // By id; throws std::invalid_argument for an unknown one, BackendUnavailable where this CPU cannot run it.
 const Kernel& kernel_by_id(const std::string& id);
-// Null where none fits. Among equal kernels the best room wins.
 Isa room_of(const Kernel& kernel);
+// Null where none fits. Among equal kernels the best room wins.
 const Kernel* find_kernel(Isa isa, Op op, Algorithm algorithm, DType dtype);
 // A convolution that shows what the best room computes, at best.
 const Kernel* plain_kernel(Isa isa, DType dtype);
