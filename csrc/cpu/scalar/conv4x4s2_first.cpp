@@ -21,7 +21,7 @@ void geometry(const Problem& p, Geometry* g) {
 void pack(const Problem& p, const float* raw, void* dst, int32_t tap) {
   float* out = (float*)dst + (int64_t)tap * p.ci[0] * p.co_stored;
   for (int32_t c = 0; c < p.ci[0]; ++c)
-    for (int32_t n = 0; n < p.co; ++n) out[c * p.co_stored + n] = raw[((int64_t)n * p.ci[0] + c) * 16 + tap];
+    for (int32_t n = 0; n < p.co; ++n) out[(int64_t)c * p.co_stored + n] = raw[((int64_t)n * p.ci[0] + c) * 16 + tap];
 }
 
 void run(const Problem& p, const Args& args, int32_t, int32_t y, void* scratch) {
@@ -33,7 +33,7 @@ void run(const Problem& p, const Args& args, int32_t, int32_t y, void* scratch) 
     for (int32_t kh = 0; kh < 4; ++kh)
       for (int32_t kw = 0; kw < 4; ++kw)
         for (int32_t c = 0; c < p.ci[0]; ++c, weights += p.co_stored) {
-          const float value = rows[kh * row_floats + (2 * x + kw) * p.ci[0] + c];
+          const float value = rows[kh * row_floats + (int64_t)(2 * x + kw) * p.ci[0] + c];
           for (int32_t n = 0; n < p.co_stored; ++n) acc[n] += value * weights[n];
         }
   });
