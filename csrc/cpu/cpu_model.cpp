@@ -53,14 +53,12 @@ class CpuModel final : public CompiledModel {
   ModelStats stats() const override;
 
   void after_fork() {
-    runtime_ = new Runtime(threads_);  // the parent's threads and locks are gone: leave them, join nothing
+    runtime_ = new Runtime;  // the parent's threads and locks are gone: leave them, join nothing
   }
 
  private:
   // Everything that a fork invalidates.
   struct Runtime {
-    explicit Runtime(int threads) : threads(threads) {}
-    int threads;
     std::timed_mutex call_lock;  // held through a call when the pool has workers ...
     std::atomic<std::thread::id> caller{};  // ... by this thread
     std::mutex idle_lock;   // guards the rest
@@ -134,14 +132,13 @@ CpuModel::CpuModel(Network network, WeightSource& weights, const CompileOptions&
   }
   P2P_REQUIRE(forced.empty(), "kernels: there is no layer '", forced.begin()->first, "'");
 
-  auto runtime = std::make_unique<Runtime>(threads_);
+  auto runtime = std::make_unique<Runtime>();
   runtime->pool = std::make_unique<ThreadPool>(threads_);
   layers_.resize(count);
   for (int32_t i = 0; i < count; ++i) pack(i, weights.fetch(network_.layers[i]), *runtime->pool);
   Slots slot = acquire(*runtime, options.h, options.w);
   slot.front()->touch();  // or the first call would take twice as long
   release(*runtime, std::move(slot));
-  runtime_ = runtime.release();
   load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   std::lock_guard<std::mutex> guard(models_lock());
@@ -155,6 +152,7 @@ CpuModel::CpuModel(Network network, WeightSource& weights, const CompileOptions&
   }();
   (void)registered;
   models().insert(this);
+  runtime_ = runtime.release();  // from here on nothing throws
 }
 
 CpuModel::~CpuModel() {
