@@ -118,6 +118,7 @@ class MappingSource final : public p2p::WeightSource {
     P2P_REQUIRE(py::isinstance<FloatArray>(value), "tensor '", name, "': expected a C-contiguous float32 array, got ",
                 py::str(py::type::of(value)).cast<std::string>());
     FloatArray array = value;
+    P2P_REQUIRE((uintptr_t)array.data() % sizeof(float) == 0, "tensor '", name, "': expected numbers at multiples of 4 bytes");
     const std::vector<py::ssize_t> got(array.shape(), array.shape() + array.ndim());
     P2P_REQUIRE(got == shape, "tensor '", name, "': expected shape ", py::str(py::tuple(py::cast(shape))).cast<std::string>(),
                 ", got ", py::str(py::tuple(py::cast(got))).cast<std::string>());

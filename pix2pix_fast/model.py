@@ -201,10 +201,8 @@ class CoreTensors(Mapping[str, Array]):
         if name not in self._left:
             raise KeyError(name)
         layer, _, part = name.partition(".")
-        if layer in self._folded:
-            value = self._fold(layer, part)
-        else:
-            value = np.ascontiguousarray(self._tensors[name], dtype=np.float32)
+        value = self._fold(layer, part) if layer in self._folded else self._tensors[name]
+        value = np.require(value, np.float32, ["C", "ALIGNED"])
         unchecked = layer in self._folded or not isinstance(self._tensors, StoredTensors)
         if unchecked and not all_finite(value):
             raise ModelFormatError(f"model: tensor {name!r} has NaN or infinite values")

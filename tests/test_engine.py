@@ -93,6 +93,20 @@ def test_size_of_a_model_without_a_card(depth: int, side: int) -> None:
     assert tiny_model(depth=depth, ngf=2).own_size() == (side, side)
 
 
+def test_weights_may_lie_anywhere_in_memory(engine: Engine) -> None:
+    """In a buffer behind a header of odd length, say: the C++ reads them as aligned numbers."""
+    odd: dict[str, np.ndarray] = {}
+    for name, value in MODEL.tensors.items():
+        odd[name] = np.zeros(value.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(value.shape)
+        odd[name][...] = value
+        assert not odd[name].flags.aligned
+    image = noise((20, 24, 3))
+    with Engine(model.Model(MODEL.architecture, odd, {}), size=(32, 32)) as other:
+        np.testing.assert_array_equal(other.translate(image), engine.translate(image))
+    with pytest.raises(ValueError, match=r"'e1\.weight': expected numbers at multiples of 4 bytes"):
+        _core.Engine(MODEL.layers("image"), odd, size=(32, 32))
+
+
 def test_a_file_and_a_model_give_the_same(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "tiny.safetensors"
     model.save(MODEL, path)
