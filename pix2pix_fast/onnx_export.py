@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .model import Model
 
 OPSET = 17  # axes of ReduceMean are an attribute up to here
+MAX_BYTES = 2**31 - 2**24  # of weights: protobuf stops at 2 GiB; the graph and the card need room too
 
 
 def to_onnx(
@@ -44,7 +45,8 @@ def to_onnx(
         runtimes have a faster kernel for.
 
     Raises BackendUnavailable without the onnx package, ModelFormatError for an unsound model or
-    weights that float16 cannot hold, ValueError for a wrong option, OSError from the disk.
+    weights that float16 cannot hold, ValueError for a wrong option or more weights than one ONNX
+    file holds (2 GiB), OSError from the disk.
     """
     for name, value, allowed in (
         ("pixels", pixels, ("float", "uint8")),
@@ -111,6 +113,13 @@ class _Graph:
             end = self.node("Slice", [shape, two, four], "crop.end")
             x = self.node("Slice", [x, start, end, axes], "crop")
         self.to_uint8(x) if pixels == "uint8" else self.node("Identity", [x], "translation")
+        size = sum(value.nbytes for value in self.constants.values())
+        if size > MAX_BYTES:
+            cure = "; weights='f16' halves them" if self.weights == "f32" else ""
+            raise ValueError(
+                f"model: expected at most {MAX_BYTES / 1e9:.2f} GB of weights, which one ONNX file "
+                f"holds, got {size / 1e9:.2f} GB{cure}"
+            )
 
         def value(name: str, channels: int) -> Any:
             if pixels == "uint8":

@@ -17,7 +17,7 @@ from model_files import random_model
 from PIL import Image
 from tiny import noise, tiny_model
 
-from pix2pix_fast import Engine, cli, model
+from pix2pix_fast import Engine, cli, model, onnx_export
 from pix2pix_fast.architecture import Architecture
 from pix2pix_fast.errors import BackendUnavailable, ModelFormatError
 from pix2pix_fast.model import Model
@@ -299,6 +299,18 @@ def test_weights_too_large_for_half(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"e2\.weight.* too large for F16"):
         to_onnx(replace(TINY, tensors=huge), tmp_path / "net.onnx", weights="f16")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_too_large_for_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(value.nbytes for value in TINY.tensors.values())
+    monkeypatch.setattr(onnx_export, "MAX_BYTES", size // 2 + 10_000)  # room for what is no weight
+    with pytest.raises(ValueError, match=r"at most .* GB of weights.*; weights='f16' halves them"):
+        to_onnx(TINY, tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+    to_onnx(TINY, tmp_path / "net.onnx", weights="f16")
+    monkeypatch.setattr(onnx_export, "MAX_BYTES", 0)
+    with pytest.raises(ValueError, match=r"got 0\.\d\d GB$"):
+        to_onnx(TINY, tmp_path / "other.onnx", weights="f16")
 
 
 def test_an_unsound_model(tmp_path: Path) -> None:
