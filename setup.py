@@ -8,6 +8,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, ExecError, PlatformError
 
 ROOT = Path(__file__).parent.resolve()
 
@@ -21,6 +22,14 @@ def cuda_choice() -> str:
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
+        if sys.platform != "linux":  # affinity, cgroups, huge pages
+            raise PlatformError(f"pix2pix_fast runs on Linux, this is {sys.platform}")
+        for tool in ("cmake", "ninja"):
+            if shutil.which(tool) is None:
+                raise ExecError(
+                    f"{tool} is not on the PATH: `pip install {tool}`, or leave out "
+                    "--no-build-isolation and pip brings it"
+                )
         import pybind11
 
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -39,8 +48,14 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         if os.environ.get("P2P_CUDA_ARCHITECTURES"):
             configure.append(f"-DP2P_CUDA_ARCHITECTURES={os.environ['P2P_CUDA_ARCHITECTURES']}")
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--target", "_core", "-j", jobs], check=True)
+        try:
+            subprocess.run(configure, check=True)
+            subprocess.run(["cmake", "--build", str(build), "--target", "_core", "-j", jobs], check=True)
+        except subprocess.CalledProcessError as error:
+            raise CompileError(
+                "the C++ core does not build (it takes a C++20 compiler); cmake or the compiler says "
+                "above what is wrong"
+            ) from error
 
 
 setup(ext_modules=[Extension("pix2pix_fast._core", [])], cmdclass={"build_ext": CMakeBuild})

@@ -4,6 +4,7 @@ import what."""
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import native
 import pytest
 from tiny import child
 
@@ -65,6 +67,34 @@ def test_a_source_distribution_can_be_built(tmp_path: Path) -> None:
         inside = {name.partition("/")[2] for name in tar.getnames()}
     assert inside >= {"CMakeLists.txt", "setup.py", "pyproject.toml"}
     assert inside >= {str(path.relative_to(ROOT)) for path in CSRC.rglob("*.*")}
+
+
+def failed_build(folder: Path, **environment: str) -> str:
+    """The last line of a build that fails."""
+    pytest.importorskip("setuptools.errors")
+    done = subprocess.run(
+        [sys.executable, ROOT / "setup.py", "-q", "build_ext", "-t", "temp", "-b", "lib"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+@needs_sources
+def test_a_build_without_its_tools_names_them(tmp_path: Path) -> None:
+    line = failed_build(tmp_path, PATH=str(tmp_path))
+    assert line.startswith("error: cmake is not on the PATH: `pip install cmake`")
+
+
+@needs_sources
+def test_a_build_without_a_compiler_names_it(tmp_path: Path) -> None:
+    pytest.importorskip("pybind11")
+    native.need_tools()
+    line = failed_build(tmp_path, PATH=native.PATH, CXX=str(tmp_path / "no compiler"))
+    assert line.startswith("error: the C++ core does not build (it takes a C++20 compiler")
 
 
 def test_rooms_export_only_their_tables() -> None:
