@@ -147,7 +147,7 @@ def check_libraries() -> None:
     """Raises BackendUnavailable, with the cure, if a library of the extra "web" is missing."""
     try:
         import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
+        import uvicorn.protocols.websockets.websockets_sansio_impl  # noqa: F401
         import websockets  # noqa: F401
     except ImportError as error:
         raise BackendUnavailable(
@@ -160,9 +160,9 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
     """A uvicorn server with our limits; `run(sockets=[...])` serves."""
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
-    from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-    base: Any = AutoWebSocketsProtocol
+    base: Any = WebSocketsSansIOProtocol  # the older class holds half as much again of what waits
 
     class Brief(H11Protocol):
         """uvicorn waits for ever for a request that never comes whole."""
@@ -215,8 +215,8 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
                 parser.close()  # a cycle: its last message would wait for the garbage collector
 
         async def send(self, message: Any) -> None:
-            await super().send(message)  # bytes where an older uvicorn's class speaks for itself
-            if isinstance(message, dict) and message["type"] == "websocket.close":
+            await super().send(message)
+            if message["type"] == "websocket.close":
                 self.transport.pause_reading()
 
         async def run_asgi(self) -> None:
