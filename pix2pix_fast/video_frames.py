@@ -23,6 +23,10 @@ def pyav() -> Any:
         raise BackendUnavailable(
             f"video needs PyAV ({error}): pip install 'pix2pix_fast[video]'"
         ) from error
+    if int(av.__version__.split(".")[0]) > 18:  # other arguments of `open`, another FFmpeg
+        raise BackendUnavailable(
+            f"video needs PyAV 17.1 to 18, found {av.__version__}: pip install 'pix2pix_fast[video]'"
+        )
     av.logging.set_level(None)
     return av
 

@@ -17,12 +17,12 @@ from tiny import tiny_model
 import pix2pix_fast
 from pix2pix_fast import Engine, model
 from pix2pix_fast.cli import main
-from pix2pix_fast.errors import VideoError
+from pix2pix_fast.errors import BackendUnavailable, VideoError
 
 av: Any = pytest.importorskip("av")
 
 from pix2pix_fast.video import translate_video  # noqa: E402
-from pix2pix_fast.video_frames import Converter  # noqa: E402
+from pix2pix_fast.video_frames import Converter, pyav  # noqa: E402
 from pix2pix_fast.video_out import Output, Plan  # noqa: E402
 
 
@@ -634,3 +634,9 @@ def test_each_complaint_names_the_file_and_what_was_expected(engine: Engine, tmp
             translate_video(engine, source, "/proc/o.mp4")
     left = {"in.mp4", "empty.mp4", "text.mp4", "sound.mp4"}
     assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_a_pyav_that_is_too_new_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av, "__version__", "19.0.2")
+    with pytest.raises(BackendUnavailable, match=r"PyAV 17.1 to 18, found 19.0.2: pip install"):
+        pyav()
