@@ -18,21 +18,6 @@ std::vector<int32_t> reflect_indices(int32_t size, int32_t padded) {
 
 namespace {
 
-// value = pixel * scale + offset, and back.
-struct Range {
-  float scale, offset;
-};
-
-Range range_of(const ImageView& v) {
-  switch (v.type) {
-    case PixelType::kU8: return {1.0f / 127.5f, -1.0f};
-    case PixelType::kU16: return {1.0f / 32767.5f, -1.0f};
-    case PixelType::kF32: break;
-  }
-  const double width = (double)v.high - v.low;
-  return {(float)(2.0 / width), (float)(-1.0 - 2.0 * v.low / width)};
-}
-
 // Integers divide, so that 255 is exactly 1.
 inline float from_level(uint8_t level) { return (float)level / 127.5f - 1.0f; }
 
@@ -43,22 +28,23 @@ void load_levels(const uint8_t* src, int64_t count, float* dst) {
 
 template <class Pixel>
 void load_row(const char* row, const ImageView& v, const int32_t* columns, int32_t padded_w, float* dst) {
-  const Range range = range_of(v);
+  const double width = (double)v.high - v.low;
+  const float scale = (float)(2.0 / width), offset = (float)(-1.0 - 2.0 * v.low / width);
   const auto value = [&](const char* at) {
     Pixel pixel;
     std::memcpy(&pixel, at, sizeof(pixel));
     if constexpr (sizeof(Pixel) == 1) return from_level(pixel);
     else if constexpr (sizeof(Pixel) == 2) return (float)pixel / 32767.5f - 1.0f;
-    else return pixel * range.scale + range.offset;
+    else return pixel * scale + offset;
   };
   const bool packed = v.stride_c == (int64_t)sizeof(Pixel) && v.stride_w == v.c * v.stride_c;
   int32_t x = 0;
   if (packed) {  // the picture itself in one run; only the padding looks indices up
-    const int64_t count = (int64_t)(v.w < padded_w ? v.w : padded_w) * v.c;
+    const int64_t count = (int64_t)v.w * v.c;
     if constexpr (sizeof(Pixel) == 1) load_levels((const uint8_t*)row, count, dst);
     else
       for (int64_t i = 0; i < count; ++i) dst[i] = value(row + i * (int64_t)sizeof(Pixel));
-    x = v.w < padded_w ? v.w : padded_w;
+    x = v.w;
   }
   for (; x < padded_w; ++x)
     for (int32_t c = 0; c < v.c; ++c) dst[(int64_t)x * v.c + c] = value(row + columns[x] * v.stride_w + c * v.stride_c);

@@ -620,21 +620,38 @@ def test_mutated_files_fail_cleanly(engine: Engine) -> None:
     assert refused > 60
 
 
+@pytest.mark.parametrize(("dtype", "half"), [("uint8", 127.5), ("uint16", 32767.5)])
+def test_levels_become_floats_by_division(engine: Engine, dtype: str, half: float) -> None:
+    """So that the largest is exactly 1: a product with the rounded 1 / 127.5 need not be."""
+    for width in (24, 21):  # and padded columns
+        pixels = noise((1, 32, width, 3), dtype)
+        pixels[0, 0, 0] = np.iinfo(dtype).max
+        floats = pixels / np.float32(half) - np.float32(1)
+        got, want = np.empty(pixels.shape, np.float32), np.empty(pixels.shape, np.float32)
+        engine._core.run(pixels, got, value_range=(-1.0, 1.0))
+        engine._core.run(floats, want, value_range=(-1.0, 1.0))
+        assert floats.dtype == np.float32 and floats.max() == 1
+        np.testing.assert_array_equal(got, want)
+
+
 def test_levels_are_the_rounded_floats_and_nothing_a_number_is_black() -> None:
     """In every lane of a vector and in the rest of a row, whatever instructions the loop was compiled
     for. Without the tanh at the end, which is free to turn a NaN into a number."""
     model = tiny_model()
     model = Model(replace(model.architecture, tanh=False), model.tensors, {"name": "open"})
+    nan = np.uint32(0x7FC055AA).view(np.float32)  # the lowest bits, which arithmetic keeps, are no level
     with Engine(model, size=(32, 40)) as engine:
         for width in (1, 5, 31, 40):  # 3, 15, 93 and 120 values a row
             src = noise((1, 32, width, 3), "float32") * 4 - 2
-            values, levels = np.empty(src.shape, np.float32), np.empty(src.shape, np.uint8)
-            engine._core.run(src, values, value_range=(-1.0, 1.0))
-            engine._core.run(src, levels, value_range=(-1.0, 1.0))
-            want = np.rint((np.clip(values, -1, 1) + np.float32(1)) * np.float32(127.5))
-            assert (values < -1).any() and (values > 1).any()
-            assert np.array_equal(levels, want)
-            src[0, 3, 0, 1] = np.nan
-            engine._core.run(src, values, value_range=(-1.0, 1.0))
-            engine._core.run(src, levels, value_range=(-1.0, 1.0))
-            assert np.isnan(values).any() and np.all(levels[np.isnan(values)] == 0)
+            spoilt = src.copy()
+            spoilt[0, 3, 0, 1] = nan
+            for dtype, half in (("uint8", 127.5), ("uint16", 32767.5)):
+                values, levels = np.empty(src.shape, np.float32), np.empty(src.shape, dtype)
+                engine._core.run(src, values, value_range=(-1.0, 1.0))
+                engine._core.run(src, levels, value_range=(-1.0, 1.0))
+                want = np.rint((np.clip(values, -1, 1) + np.float32(1)) * np.float32(half))
+                assert (values < -1).any() and (values > 1).any()
+                assert np.array_equal(levels, want)
+                engine._core.run(spoilt, values, value_range=(-1.0, 1.0))
+                engine._core.run(spoilt, levels, value_range=(-1.0, 1.0))
+                assert np.isnan(values).any() and np.all(levels[np.isnan(values)] == 0)
