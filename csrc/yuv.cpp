@@ -10,13 +10,10 @@ namespace p2p {
 
 namespace {
 
-// To the nearest level, halves up. x is above -512 here, so that the cut below is a floor; clamping whole numbers instead of
-// floats is what lets a compiler vectorise the loops, which are plain so that it does so for any machine; their
-// lengths are copies, as a byte that is written might be the length itself.
-inline int32_t level(float x) {
-  const int32_t whole = (int32_t)(x + 512.5f) - 512;
-  return std::min(std::max(whole, 0), 255);
-}
+// To the nearest level, halves up: the cast cuts toward zero, and what is below zero becomes zero anyway. Clamping whole
+// numbers instead of floats is what lets a compiler vectorise the loops, which are plain so that it does so for any machine;
+// their lengths are copies, as a byte that is written might be the length itself.
+inline int32_t level(float x) { return std::min(std::max((int32_t)(x + 0.5f), 0), 255); }
 
 struct Scale {
   float luma, black, chroma;  // levels per level of RGB; the level of black; as luma, for U and V
@@ -28,7 +25,7 @@ Scale scale_of(const YuvPlanes& p) {
 }
 
 // One full-size row of a chroma plane as floats, in levels: first between two rows, then between two columns.
-// blended: room for columns + 1 floats.
+// blended: room for columns floats.
 P2P_ALSO_AVX2
 void chroma_row(const uint8_t* plane, int64_t stride, int32_t rows, int32_t columns, const YuvPlanes& p, int32_t y,
                 float* blended, float* dst) {
@@ -46,13 +43,12 @@ void chroma_row(const uint8_t* plane, int64_t stride, int32_t rows, int32_t colu
     std::memcpy(dst, blended, p.w * sizeof(float));
     return;
   }
-  blended[columns] = blended[columns - 1];  // the last odd column has no right neighbour
-  const int32_t pairs = p.w / 2;
-  for (int32_t x = 0; x < pairs; ++x) {
+  const int32_t last = columns - 1;
+  for (int32_t x = 0; x < last; ++x) {
     dst[2 * x] = blended[x];
     dst[2 * x + 1] = 0.5f * (blended[x] + blended[x + 1]);
   }
-  if (p.w & 1) dst[p.w - 1] = blended[columns - 1];
+  for (int32_t x = 2 * last; x < p.w; ++x) dst[x] = blended[last];  // no right neighbour
 }
 
 // One row of U or V from full-size columns, each the sum over `rows_summed` source rows.
@@ -64,14 +60,12 @@ void shrink_row(const float* sum, float rows_summed, const YuvPlanes& p, uint8_t
     return;
   }
   const float scale = 0.25f / rows_summed;
-  const int32_t columns = (p.w + 1) / 2;
+  const int32_t last = (p.w - 1) / 2;
   const auto at = [&](int32_t x) { return sum[x < 0 ? 0 : (x < p.w ? x : p.w - 1)]; };
-  dst[0] = (uint8_t)level((at(-1) + 2.0f * at(0) + at(1)) * scale);
-  const int32_t inner = (p.w - 1) / 2;  // columns x whose 2x + 1 exists, but for the first
-  for (int32_t x = 1; x < inner; ++x)
-    dst[x] = (uint8_t)level((sum[2 * x - 1] + 2.0f * sum[2 * x] + sum[2 * x + 1]) * scale);
-  for (int32_t x = inner < 1 ? 1 : inner; x < columns; ++x)
+  for (const int32_t x : {0, last})  // the columns that may lack a neighbour
     dst[x] = (uint8_t)level((at(2 * x - 1) + 2.0f * at(2 * x) + at(2 * x + 1)) * scale);
+  for (int32_t x = 1; x < last; ++x)
+    dst[x] = (uint8_t)level((sum[2 * x - 1] + 2.0f * sum[2 * x] + sum[2 * x + 1]) * scale);
 }
 
 P2P_ALSO_AVX2
@@ -89,7 +83,7 @@ void to_rgb(const YuvPlanes& p, int32_t channels, uint8_t* dst) {
   const float rv = (2.0f - 2.0f * p.kr) / s.chroma, bu = (2.0f - 2.0f * p.kb) / s.chroma;
   const float gu = -bu * p.kb / kg, gv = -rv * p.kr / kg;
   const int32_t rows = (p.h + p.chroma_y) >> p.chroma_y, columns = (p.w + p.chroma_x) >> p.chroma_x;
-  std::vector<float> room(2 * (size_t)p.w + columns + 1);
+  std::vector<float> room(2 * (size_t)p.w + columns);
   std::vector<int32_t> packed((size_t)p.w);
   float* const u = room.data();
   float* const v = u + p.w;
@@ -136,7 +130,6 @@ void to_yuv(const uint8_t* src, int32_t channels, const YuvPlanes& p) {
   for (int32_t y = 0; y < p.h; ++y, src += 3 * (int64_t)p.w) {
     int32_t* const in = packed.data();
     for (int32_t x = 0; x < p.w - 1; ++x) std::memcpy(in + x, src + 3 * (int64_t)x, 4);
-    in[p.w - 1] = 0;
     std::memcpy(in + p.w - 1, src + 3 * (int64_t)(p.w - 1), 3);
     uint8_t* row = p.y + y * p.stride_y;
     const bool first = !p.chroma_y || !(y & 1);

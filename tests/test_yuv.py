@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import child
 
 from pix2pix_fast import _core
 
@@ -83,9 +84,11 @@ def test_both_ways_round_the_exact_value(matrix: str, full: bool, chroma: tuple[
     k = MATRICES[matrix]
     for seed, (h, w) in enumerate(SIZES):
         planes = planes_of(h, w, chroma, seed)
-        rgb = np.zeros((h, w, 3), np.uint8)
+        room = np.full((h + 1, w, 3), 77, np.uint8)
+        rgb = room[:h]
         _core.yuv_to_rgb(*flat(planes, seed), chroma, k, full, rgb)
         assert np.abs(rgb - exact_rgb(planes, chroma, k, full)).max() <= 0.5 + FLOAT
+        assert (room[h] == 77).all()  # nothing behind the picture is touched
         picture = np.random.default_rng(seed).integers(0, 256, (h, w, 3), np.uint8)
         buffers, strides = flat(planes, seed)
         _core.rgb_to_yuv(picture, buffers, strides, chroma, k, full)
@@ -139,6 +142,35 @@ def test_against_libswscale(matrix: str, full: bool) -> None:
     # and the way there and back costs 8-bit rounding only: half a level each of Y, U and V
     scale = 1 if full else 255 / 219
     assert np.abs(ours.astype(int) - rgb).max() <= np.ceil(0.5 * scale * (1 + 2) + 0.5)
+
+
+def test_nothing_is_read_behind_a_picture_or_a_plane() -> None:
+    """Each ends where a page begins that cannot be read."""
+    child("""
+import ctypes, mmap
+import numpy as np
+from pix2pix_fast import _core
+
+page = mmap.PAGESIZE
+memory = mmap.mmap(-1, 2 * page)
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + page), ctypes.c_size_t(page), 0) == 0
+
+def at_the_end(size):
+    return np.frombuffer(memory, np.uint8, size, page - size)
+
+k = 0.299, 0.114
+for w in (1, 2, 5, 33):
+    half = (w + 1) // 2
+    planes, strides = [np.zeros(2 * w, np.uint8), *np.zeros((2, half), np.uint8)], [w, half, half]
+    for channels in (1, 3):
+        shape = (2, w, 3)[: 2 + (channels > 1)]
+        _core.rgb_to_yuv(at_the_end(2 * w * channels).reshape(shape), planes, strides, (1, 1), k, True)
+        for place in range(3):
+            edge = planes.copy()
+            edge[place] = at_the_end(planes[place].size)
+            _core.yuv_to_rgb(edge, strides, (1, 1), k, True, np.zeros(shape, np.uint8))
+""")
 
 
 def test_what_does_not_fit_is_refused() -> None:
