@@ -33,8 +33,6 @@ Executable::Executable(const Network& network, const std::vector<PackedLayer>& l
   for (const Step& step : plan_.steps) channels = std::max(channels, step.problem.co_stored);
   ones_.assign(channels, 1.0f);
   zeros_.assign(channels, 0.0f);
-  rows_.reserve(plan_.h);
-  columns_.reserve(plan_.w);
 
   const auto source = [&](int32_t producer) -> Source {
     if (producer < 0) return {nullptr, nullptr, nullptr};
@@ -71,7 +69,6 @@ bool Executable::run(ThreadPool& pool, const Call& call) {
   for (Args& args : args_) args.tanh = call.tanh && network_.layers.back().tanh;
   for (Counter& counter : counters_) counter.next.store(0, std::memory_order_relaxed);
   stop_wanted_.store(false, std::memory_order_relaxed);
-  stopped_ = false;
   process_ = getpid();
   if (call_.step_us) phase_start_ = std::chrono::steady_clock::now();
   pool.run([](void* self, int thread) { ((Executable*)self)->work(thread); }, this);
