@@ -141,6 +141,16 @@ def test_unet256_in_bf16(wide: tuple[Model, np.ndarray, np.ndarray], room: str) 
     assert error(got, want) <= tolerance.BF16
 
 
+def test_a_channel_of_one_value_becomes_its_beta() -> None:
+    """One of 96, whose statistics end in several strips."""
+    model = random_model(replace(BASE, depth=4, ngf=24), seed=9)
+    model.tensors["e3.weight"][70] = 0
+    assert abs(model.tensors["e3.norm.bias"][70]) > 0.01
+    x = smooth(32, 48, 3)[None]
+    got = run(core(model, (32, 48)), x, 3)
+    assert error(got, exact(model, x)) <= tolerance.F32_NARROW
+
+
 def test_direct_kernels_lose_at_most_twice_what_pytorch_loses() -> None:
     model = random_model(replace(BASE, depth=6, ngf=16), seed=1)
     x = smooth(128, 128, 3)[None]
