@@ -89,12 +89,12 @@ def test_unknown_and_impossible_rooms_are_refused() -> None:
         engine(isa="neon9")
 
 
-def test_the_trace_tells_every_step(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_trace_tells_every_step() -> None:
     code = """
 import numpy as np
 from tiny import tiny_model
 from pix2pix_fast import Engine
-Engine(tiny_model(depth=3)).translate(np.zeros((32, 32, 3), np.uint8))
+Engine(tiny_model(depth=5, ngf=16)).translate(np.zeros((256, 256, 3), np.uint8))
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -104,9 +104,20 @@ Engine(tiny_model(depth=3)).translate(np.zeros((32, 32, 3), np.uint8))
         cwd="/",
         check=True,
     )
-    text = done.stderr
-    assert "GFLOP/s" in text and "floor" in text
-    assert all(f"\n{name} " in text for name in ("e1", "e2", "e3", "d1", "d2", "d3", "    "))
+    peaks, _, *steps, total = (line.split() for line in done.stderr.splitlines())
+    flops, speed = (float(peaks[peaks.index(unit) - 1]) for unit in ("GFLOP/s,", "GB/s"))
+    names = [layer["name"] for layer in MODEL.layers("image")]
+    assert [step[0] for step in steps] == names
+    spent = least = 0.0  # microseconds
+    for *_, million_macs, megabytes, us, rate, share in steps:
+        macs, time = float(million_macs), float(us)
+        floor = max(2e3 * macs / flops, 1e3 * float(megabytes.removesuffix("MB")) / speed)
+        assert 0 < time < 1e6
+        assert float(rate) == pytest.approx(2e3 * macs / time, rel=0.1, abs=1)
+        assert float(share.removesuffix("%")) == pytest.approx(100 * floor / time, rel=0.15, abs=5)
+        spent, least = spent + time, least + floor
+    assert float(total[1]) == pytest.approx(spent, abs=len(steps))
+    assert float(total[2].removesuffix("%")) == pytest.approx(100 * least / spent, rel=0.15, abs=1)
 
 
 def test_timed_steps_cost_something() -> None:
