@@ -64,7 +64,6 @@ Plan make_plan(const Network& network, const std::vector<const Kernel*>& kernels
     step.input = layer.input;
     step.skip = layer.skip_index;
     step.dropout = options.dropout && layer.dropout > 0;
-    last_reader[i] = i;
     if (step.input >= 0) last_reader[step.input] = i;
     if (step.skip >= 0) last_reader[step.skip] = i;
     plan.scratch_bytes = std::max(plan.scratch_bytes, round_up(step.geometry.scratch_bytes, 64));
@@ -75,7 +74,7 @@ Plan make_plan(const Network& network, const std::vector<const Kernel*>& kernels
   std::vector<int64_t*> targets;
   const auto want = [&](int64_t bytes, int32_t first, int32_t last, int64_t* target) {
     if (bytes == 0) return;
-    lifetimes.push_back({round_up(bytes, 64), options.keep ? 0 : first, options.keep ? count : last});
+    lifetimes.push_back({bytes, options.keep ? 0 : first, options.keep ? count : last});
     targets.push_back(target);
   };
   int64_t shared_bytes = 0, shared = -1;
