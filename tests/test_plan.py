@@ -42,6 +42,54 @@ def test_the_plan_does_not_depend_on_threads() -> None:
     assert plans[0] == plans[1] == plans[2]
 
 
+def refused(layers: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        _core.Engine(layers, MODEL.core_tensors("image"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("e2", {"name": "e1"}, "'e1': the name occurs twice"),
+        ("e2", {"op": "deconv4x4s2"}, "'e2': expected conv4x4s2 at place 1 of 10"),
+        ("d1", {"op": "conv4x4s2"}, "'d1': expected deconv4x4s2 at place 5 of 10"),
+        *(
+            (name, {key: channels}, f"'{name}': channels must be")
+            for name, key in (("e1", "ci"), ("d5", "co"))
+            for channels in (0, (1 << 16) + 1)
+        ),
+        *(("e2", {"slope": s}, "'e2': slope must be") for s in (-0.1, 1.1, np.nan)),
+        *(("e2", {"eps": eps}, "'e2': eps must be") for eps in (0, -1e-5, np.inf, np.nan)),
+        ("d2", {"dropout": 0.1}, "'d2': dropout must be 0 or 0.5"),
+        ("d4", {"tanh": True}, "'d4': tanh is for the last layer"),
+        ("e3", {"skip": "e2", "ci": 64}, "'e3': its skip must be"),
+        ("d1", {"skip": "e5", "ci": 256}, "'d1': its skip must be"),
+        ("d3", {"skip": "e2"}, "'d3': its skip must be the encoder layer of the same size, got 'e2'"),
+        ("d3", {"skip": "x"}, "'d3': its skip must be"),
+        ("d3", {"skip": ""}, "'d3': ci is 128, but its inputs have 64 channels"),
+        ("e3", {"ci": 31}, "'e3': ci is 31, but its inputs have 32 channels"),
+        *(
+            ("e1", change, "'e1': the first layer has no")
+            for change in ({"norm": True, "eps": 1e-5}, {"slope": 0.2}, {"dropout": 0.5})
+        ),
+        *(
+            ("d5", change, "'d5': the last layer has no")
+            for change in ({"norm": True, "eps": 1e-5}, {"dropout": 0.5})
+        ),
+    ],
+)
+def test_layers_that_are_no_network_are_refused(
+    name: str, change: dict[str, Any], words: str
+) -> None:
+    refused([{**layer, **(change if layer["name"] == name else {})} for layer in MODEL.layers("image")], words)
+
+
+def test_a_network_has_as_many_layers_down_as_up() -> None:
+    layers = MODEL.layers("image")
+    for wrong in (layers[:-1], layers[:1] + layers[-1:], layers[:5] * 3 + layers[5:] * 3):
+        refused(wrong, f"layers: expected 2 x depth with depth 2..12, got {len(wrong)}")
+
+
 def test_forced_kernels_run_or_are_refused() -> None:
     forced = {"e3": "scalar/conv4x4s2_direct_f32", "d2": "scalar/deconv4x4s2_direct_f32"}
     steps = {s["layer"]: s["kernel"] for s in engine(kernels=forced).plan(64, 64)}
