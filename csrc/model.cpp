@@ -26,7 +26,7 @@ void validate(Network& network) {
                 encoder ? "conv4x4s2" : "deconv4x4s2", " at place ", i, " of ", count);
     P2P_REQUIRE(l.ci >= 1 && l.ci <= kMaxChannels && l.co >= 1 && l.co <= kMaxChannels, "layer '", l.name,
                 "': channels must be 1..", kMaxChannels, ", got ci ", l.ci, ", co ", l.co);
-    P2P_REQUIRE(std::isfinite(l.slope) && l.slope >= 0 && l.slope <= 1, "layer '", l.name,
+    P2P_REQUIRE(l.slope >= 0 && l.slope <= 1, "layer '", l.name,
                 "': slope must be in [0, 1], got ", l.slope);
     P2P_REQUIRE(!l.norm || (std::isfinite(l.eps) && l.eps > 0), "layer '", l.name, "': eps must be positive, got ", l.eps);
     P2P_REQUIRE(l.dropout == 0.0f || l.dropout == 0.5f, "layer '", l.name, "': dropout must be 0 or 0.5, got ", l.dropout);

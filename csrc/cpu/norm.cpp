@@ -30,10 +30,10 @@ void finish_norm(const float* stats, int32_t blocks, int32_t channels, const Nor
     }
     for (int32_t c = 0; c < strip; ++c) {
       const double gamma = norm.gamma[c0 + c], beta = norm.beta[c0 + c];
-      const bool flat = deviations[c] <= 0;  // false for NaN, which must reach the picture
-      const double s = flat ? 0.0 : gamma / std::sqrt(deviations[c] / count[c] + norm.eps);
+      // 0 where all values are one; not for NaN, which must reach the picture
+      const double s = deviations[c] <= 0 ? 0.0 : gamma / std::sqrt(deviations[c] / count[c] + norm.eps);
       scale[c0 + c] = (float)s;
-      shift[c0 + c] = (float)(flat ? beta : beta - mean[c] * s);
+      shift[c0 + c] = (float)(beta - mean[c] * s);
     }
   }
 }
