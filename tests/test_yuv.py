@@ -183,7 +183,14 @@ def test_what_does_not_fit_is_refused() -> None:
         ((planes, [-4, 2, 2], (1, 1), k, False, rgb), "plane 0"),
         ((planes, [4, 1 << 40, 2], (1, 1), k, False, rgb), "plane 1"),
         ((planes, strides, (2, 1), k, False, rgb), "chroma: expected 0 or 1"),
-        ((planes, strides, (1, 1), (0.6, 0.5), False, rgb), "k: expected"),
+        ((planes, strides, (1, -1), k, False, rgb), "chroma: expected 0 or 1"),
+        *(
+            ((planes, strides, (1, 1), wrong, False, rgb), "k: expected")
+            for wrong in ((0.6, 0.5), (0.5, 0.5), (0, 0.1), (0.1, 0))
+        ),
+        (([planes[0][::2], *planes[1:]], strides, (1, 1), k, False, rgb), "plane 0: expected a contiguous"),
+        (([planes[0].reshape(4, 4), *planes[1:]], strides, (1, 1), k, False, rgb), "plane 0: expected a"),
+        ((planes, strides, (1, 1), k, False, rgb[:0]), "size: expected 1 to 65536, got 0 x 4"),
         ((planes, strides, (1, 1), k, False, np.zeros((4, 4, 4), np.uint8)), "dst: expected"),
         ((planes, strides, (1, 1), k, False, np.zeros(4, np.uint8)), "dst: expected"),
     ):
