@@ -164,6 +164,8 @@ Engine(tiny_model(depth=5, ngf=16)).translate(np.zeros((256, 256, 3), np.uint8))
         assert float(rate) == pytest.approx(2e3 * macs / time, rel=0.1, abs=1)
         assert float(share.removesuffix("%")) == pytest.approx(100 * floor / time, rel=0.15, abs=5)
         spent, least = spent + time, least + floor
+    times = [float(step[-3]) for step in steps]
+    assert times != sorted(times)  # of each step, not since the first
     assert float(total[1]) == pytest.approx(spent, abs=len(steps))
     assert float(total[2].removesuffix("%")) == pytest.approx(100 * least / spent, rel=0.15, abs=1)
 
