@@ -74,7 +74,7 @@ Plan make_plan(const Network& network, const std::vector<const Kernel*>& kernels
   std::vector<int64_t*> targets;
   const auto want = [&](int64_t bytes, int32_t first, int32_t last, int64_t* target) {
     if (bytes == 0) return;
-    lifetimes.push_back({bytes, options.keep ? 0 : first, options.keep ? count : last});
+    lifetimes.push_back({bytes, first, options.keep ? count : last});
     targets.push_back(target);
   };
   int64_t shared_bytes = 0, shared = -1;
