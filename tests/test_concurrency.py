@@ -463,7 +463,7 @@ import numpy as np
 from pix2pix_fast import Engine
 from tiny import noise, tiny_model
 engine = Engine(tiny_model(depth=6, ngf=16), threads=1, size=(64, 64))
-image = np.tile(noise((64, 64, 3)), (32, 32, 1))
+image = np.tile(noise((2, 64, 64, 3)), (1, 32, 16, 1))  # the second one is not begun
 want = engine.translate(image)  # and its memory is there
 start = time.perf_counter()
 engine.translate(image)
