@@ -126,6 +126,14 @@ def test_other_arrays_come_back_as_something_with_dlpack(engine: Engine, wrap: A
     np.testing.assert_array_equal(result, expected(engine, pixels[None])[0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_only_what_the_core_cannot_read_is_copied(dtype: str) -> None:
+    for wide in noise((20, 24, 4), dtype), noise((20, 24, 1), dtype):
+        array = wide[::-1, ::2]
+        copied = not np.shares_memory(images.take(array, 3).pixels, array)
+        assert copied == (dtype in ("float16", "float64"))
+
+
 def test_gray_and_alpha(engine: Engine, gray: Engine) -> None:
     flat = noise((20, 24))
     coloured = engine.translate(flat)
@@ -316,6 +324,8 @@ def test_out_of_every_kind(engine: Engine) -> None:
     buffer = bytearray(want.nbytes)
     engine.translate(image, out=np.frombuffer(buffer, np.uint8).reshape(want.shape))
     assert bytes(buffer) == want.tobytes()
+    one = np.empty_like(want)[None]  # its first stride is 0, and no pixel lies twice
+    np.testing.assert_array_equal(engine.translate(image[None], out=one)[0], want)
     outs = [np.empty_like(want) for _ in range(3)]
     results = engine.translate([image] * 3, out=outs)
     assert all(result is out for result, out in zip(results, outs, strict=True))
