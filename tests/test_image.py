@@ -597,6 +597,21 @@ def test_a_damaged_picture_that_was_opened_already_is_said_to_be(engine: Engine)
 
 
 @pytest.mark.filterwarnings("error")
+def test_memory_that_ran_out_is_no_damage(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    path = tmp_path / "a.png"
+    Image.fromarray(noise((20, 24, 3))).save(path)
+    with Image.open(path) as opened:
+        monkeypatch.setattr(type(opened), "load", full)
+        for picture in path, opened:
+            with pytest.raises(MemoryError):
+                engine.translate(picture)
+
+
 def test_nothing_warns(engine: Engine) -> None:
     """What is meant: transparency dropped, numbers beyond float16 infinite."""
     file = io.BytesIO()
