@@ -265,10 +265,13 @@ def test_picture_bombs_are_refused_before_decoding(engine: Engine) -> None:
     check(lambda: engine.translate(store.getvalue()), ValueError, "at most 67108864 pixels")
 
 
-def test_padding_counts(engine: Engine) -> None:
-    deep = Engine(tiny_model(depth=6, ngf=1), size=(64, 64))
+def test_padding_counts() -> None:
     thin = np.broadcast_to(PIXELS[:1, :1], (1, 1 << 21, 3))
-    check(lambda: deep.translate(thin), ValueError, "padded to multiples of 64: expected at most")
+    words = "image padded to multiples of 64: expected at most"
+    with Engine(tiny_model(depth=6, ngf=1), size=(64, 64), threads=2) as deep, deep.lanes() as lanes:
+        check(lambda: deep.translate(thin), ValueError, words)
+        check(lambda: deep.translate([PIXELS, thin]), ValueError, f"image[1]: {words}")
+        check(lambda: lanes.submit(thin).result(), ValueError, words)
 
 
 FRAMES = [
