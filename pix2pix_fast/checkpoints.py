@@ -466,8 +466,6 @@ def _unwrap(value: Any, torch: Any, where: str) -> dict[str, Any]:
 
 
 def _check_tensor(tensor: Any, torch: Any, where: str) -> None:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise ModelFormatError(f"{where}: expected a plain dense tensor, got {show(tensor.layout)}")
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise ModelFormatError(f"{where}: dtype {tensor.dtype}, expected floating point")
     if not torchfile.is_whole(tensor):

@@ -136,6 +136,12 @@ def half(state: dict[str, Any], kind: str) -> dict[str, Any]:
     return {n: v.to(dtype) if v.is_floating_point() else v for n, v in state.items()}
 
 
+def inside_itself(state: dict[str, Any]) -> dict[str, Any]:
+    value: dict[str, Any] = {"netG": state}
+    value["again"] = value
+    return value
+
+
 def with_metadata(state: dict[str, Any]) -> Any:
     from collections import OrderedDict
 
@@ -184,6 +190,7 @@ VARIANTS: dict[str, tuple[Change, str]] = {
         lambda s: {"gen_state_dict": s, "disc_state_dict": {"0.weight": _one()}, "step": _one()},
         "batch",
     ),
+    "a dict in itself": (inside_itself, "batch"),
     "params and params_ema": (lambda s: {"params_ema": zeros(s), "params": s}, "batch"),
     "shorter root": (lambda s: {n.removeprefix("model."): v for n, v in s.items()}, "batch"),
     "longer root": (lambda s: prefixed(s, "model."), "batch"),
@@ -447,6 +454,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "odd width": (
         broken(lambda s: s.update({INNER + "1.weight": s[INNER + "1.weight"][:15].clone()})),
         r"3.model.1.weight' has shape \(15, 16, 4, 4\), but as e5.weight of a U-Net with ngf 2",
+    ),
+    "too wide": (
+        broken(lambda s: s.update({"model.model.0.weight": s["model.model.0.weight"].repeat(2049, 1, 1, 1)})),
+        "ngf must be a whole number from 1 to 4096, got 4098",
     ),
     "some biases": (
         broken(lambda s: s.update({B1 + "1.bias": s["model.model.3.bias"]}), norm="none"),
@@ -737,6 +748,7 @@ def test_tensorflowjs_graphs_written_here(
     a = model.architecture
     assert a.norm == ("running" if kinds.get("moving") else "image")
     assert a.dropout == ("d1",) and a.skips == kinds.get("skips", True)
+    assert checkpoints.read(folder / "model.json").architecture == a
     x = rng.uniform(-1, 1, (16, 16, 3))
     norm = "image" if kinds.get("training", True) else "running"
     found = run_model(model, torch.from_numpy(x).permute(2, 0, 1)[None], norm)[0].permute(1, 2, 0)
