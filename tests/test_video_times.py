@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ av: Any = pytest.importorskip("av")
 
 from pix2pix_fast.video import VideoReport, translate_video  # noqa: E402
 from pix2pix_fast.video_out import Output, Plan  # noqa: E402
-from pix2pix_fast.video_times import Clock  # noqa: E402
+from pix2pix_fast.video_times import Clock, FrameTimes  # noqa: E402
 
 RATE = 25
 
@@ -177,6 +178,23 @@ def test_the_clock(times: list[tuple[int, int]], moved: list[int]) -> None:
     for packet in packets:
         clock.move(packet)
     assert [packet.dts for packet in packets] == [packet.pts for packet in packets] == moved
+
+
+@pytest.mark.parametrize(
+    ("container", "frames", "shown"),
+    [
+        # a time of its own that went back: by the order of packets, later by what the first was
+        ("mov", [(10, 12), (11, 13), (10, 14), (10, 15)], [10, 11, 12, 13]),
+        ("mov", [(10, 12), (11, 11), (12, 11)], [10, 11, 12]),
+        ("mov", [(None, 12), (None, 13), (None, None)], [12, 13, None]),
+        ("avi", [(3, 4), (5, 5)], [3, 4]),
+    ],
+)
+def test_when_frames_are_shown(
+    container: str, frames: list[tuple[int | None, int | None]], shown: list[int | None]
+) -> None:
+    times = FrameTimes(container)
+    assert [times.of(SimpleNamespace(pts=pts, dts=dts)) for pts, dts in frames] == shown
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
