@@ -68,8 +68,9 @@ def test_numpys_integers_are_integers() -> None:
 
 def test_size_comes_from_the_card() -> None:
     card = {"size": [48, 64]}
-    with Engine(model.Model(MODEL.architecture, MODEL.tensors, card)) as engine:
-        assert engine.info["size"] == (48, 64)
+    made = model.Model(MODEL.architecture, MODEL.tensors, card)
+    with Engine(made) as engine:
+        assert engine.info["size"] == made.first_size() == (48, 64)
     with Engine(MODEL) as engine:
         assert engine.info["size"] == (256, 256)
     for size in ([8192, 8192], [65536, 65536], [65536, 999]):  # not to be believed

@@ -344,14 +344,15 @@ def test_models_in_memory_are_checked(
         ({"value_range": [0, 1]}, r"'value_range' must be \[-1, 1\]"),
         ({"name": 3}, "'name' must be a text"),
         ({"training": "long"}, "'training' must be an object"),
-        ({"x": "a" * 5000}, "'x' has 5000 characters, at most 4096"),
+        ({"x": "a" * 4097}, "'x' has 4097 characters, at most 4096"),
         ({"x": "\x1b[31m"}, "'x' has control characters"),
         ({"x\x07": 1}, "control characters"),
         ({"x": "\ud800"}, "control characters"),
         ({"x": float("inf")}, "the number inf"),
         ({"x": {1: 2}}, "key that is no text"),
         ({"x": (1, 2)}, "plain JSON values"),
-        ({"x": [[[[[[[1]]]]]]]}, "nested more than"),
+        ({"x": [[[[[[1]]]]]]}, "nested more than"),
+        ({"x": {"a": [{"b": [{"c": [1]}]}]}}, "nested more than"),
         ({str(i): "a" * 4000 for i in range(20)}, "the metadata takes"),
     ],
 )
@@ -359,6 +360,12 @@ def test_cards_are_checked(card: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match=message):
         save(random_model(TINY, card=card), tmp_path / "m.safetensors")
     assert names_in(tmp_path) == []
+
+
+def test_a_card_at_its_limits_is_kept(tmp_path: Path) -> None:
+    card = {"x": [[[[[1]]]]], "y": {"a": [{"b": [{}]}]}, "z": "a" * 4096}
+    save(random_model(TINY, card=card), tmp_path / "m.safetensors")
+    assert load(tmp_path / "m.safetensors").card == card
 
 
 # Writers and files under our feet -----------------------------------------------------------------
