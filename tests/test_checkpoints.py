@@ -975,6 +975,12 @@ def test_pict_files_compute_the_same(tmp_path: Path) -> None:
         (lambda d: d + b"\0", "codes declared, .* bytes left"),
         (lambda d: d[:-1], "codes declared, .* bytes left"),
         (lambda d: b"\x7f" + d[1:], "names of .* bytes"),
+        (lambda d: d[:200], "names of .* bytes, 196 are left"),
+        (lambda d: _with_names(d, b"[ 3]"), "a tensor without a name of its own: 3"),
+        (
+            lambda d: _with_names(d, b"[ " + b",".join([b'{"name":"a","shape":[1]}'] * 2) + b"]"),
+            "a tensor without a name of its own: .*'a'",
+        ),
         (lambda d: b"\0\0" + d[2:6] + b"\xff" + d[7:], "not UTF-8|names of"),
         (
             lambda d: d.replace(b"encoder_1", b"encoder_9"),
@@ -1009,6 +1015,10 @@ def test_a_tensor_missing_in_a_pict_file_is_named_with_the_file(tmp_path: Path) 
     path.write_bytes(b"".join(parts))
     with pytest.raises(ModelFormatError, match="bad.pict: tensor '.*' is missing"):
         checkpoints.read(path)
+
+
+def _with_names(data: bytes, names: bytes) -> bytes:
+    return struct.pack(">I", len(names)) + names + data[4 + int.from_bytes(data[:4], "big") :]
 
 
 def _nan_codebook(data: bytes) -> bytes:
