@@ -589,7 +589,10 @@ def keras_run(folder: Path, x: np.ndarray) -> Any:
             if wires[0][3].get("training"):
                 mean, var = y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0)
             y = (y - mean[:, None, None]) / torch.sqrt(var + c["epsilon"])[:, None, None]
-            y = y * weights[f"{name}/gamma"][:, None, None] + weights[f"{name}/beta"][:, None, None]
+            if c["scale"]:
+                y = y * weights[f"{name}/gamma"][:, None, None]
+            if c["center"]:
+                y = y + weights[f"{name}/beta"][:, None, None]
         elif kind == "Concatenate":
             y = torch.cat(inputs, 1)
         elif kind == "LeakyReLU":
@@ -641,8 +644,13 @@ def write_tfjs(
     training: bool = True,
     encoder_first: bool = False,
     skips: bool = True,
+    activated: bool = False,
+    affine: bool = True,
 ) -> Path:
-    """ngf 2, widths 2, 4, 8; norms after all but the first and last; two files per group."""
+    """ngf 2, widths 2, 4, 8; norms after all but the first and last; two files per group.
+
+    activated: the skips come from behind the LeakyReLU, which the ReLU of the decoder makes the same.
+    """
     rng = np.random.default_rng(0)
     layers: list[dict[str, Any]] = []
     weights: list[tuple[str, np.ndarray]] = []
@@ -679,7 +687,8 @@ def write_tfjs(
             ("moving_mean", rng.normal(0, 0.1, co) if moving else np.zeros(co)),
             ("moving_variance", rng.uniform(0.5, 2, co) if moving else np.ones(co)),
         ):
-            weights.append((f"{number}/{part}", value))
+            if affine or part.startswith("moving"):
+                weights.append((f"{number}/{part}", value))
         options = {"training": 1} if training else {}
         return add(
             "BatchNormalization",
@@ -688,8 +697,8 @@ def write_tfjs(
             options,
             axis=3,
             epsilon=1e-3,
-            center=True,
-            scale=True,
+            center=affine,
+            scale=affine,
         )
 
     x = add("InputLayer", "input_1", [], batch_input_shape=[None, 8, 8, 3], dtype="float32")
@@ -700,6 +709,7 @@ def write_tfjs(
         "Conv2DTranspose", "up_c", add("Activation", "r1", [e3], activation="relu"), 8, 4, True
     )
     y = add("Dropout", "drop", [y], rate=0.5)
+    e1, e2 = ("l1", "l2") if activated else (e1, e2)
     for name, skip, ci, co in (("up_b", e2, 4, 2), ("up_a", e1, 2, 3)):
         if skips:
             inputs = [skip, y] if encoder_first else [y, skip]
@@ -735,6 +745,8 @@ TFJS_KINDS = [
     {"moving": True, "training": False},
     {"encoder_first": True},
     {"skips": False},
+    {"activated": True},
+    {"affine": False},
 ]
 
 
@@ -748,6 +760,7 @@ def test_tensorflowjs_graphs_written_here(
     a = model.architecture
     assert a.norm == ("running" if kinds.get("moving") else "image")
     assert a.dropout == ("d1",) and a.skips == kinds.get("skips", True)
+    assert a.affine == kinds.get("affine", True)
     assert checkpoints.read(folder / "model.json").architecture == a
     x = rng.uniform(-1, 1, (16, 16, 3))
     norm = "image" if kinds.get("training", True) else "running"
@@ -785,6 +798,12 @@ def weight_case(key: str, value: Any) -> Callable[[Any, Path], Any]:
 def add_layer(d: Any, f: Path) -> None:
     layer = {"class_name": "Dropout", "name": "alone", "config": {"rate": 0.5}, "inbound_nodes": []}
     d["modelTopology"]["model_config"]["config"]["layers"].append(layer)
+
+
+def drop_e2(d: Any, f: Path) -> None:
+    add_layer(d, f)
+    wire_case("alone", ["batch_normalization_1"])(d, f)
+    wire_case("l2", ["alone"])(d, f)
 
 
 def link_out(d: Any, f: Path) -> None:
@@ -836,6 +855,12 @@ TFJS_BAD: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
         "an input not understood"),
     "strange option": (lambda d, f: layer_of(d, "l1")["inbound_nodes"][0][0][3].update(mask=1),
         "is called with .'mask'"),
+    "dropout in the encoder": (drop_e2, "dropout stands after decoder layers only"),
+    "never called": (lambda d, f: layer_of(d, "l1").update(inbound_nodes=None), "must be called once, is None"),
+    "no layers": (lambda d, f: d["modelTopology"]["model_config"]["config"].update(layers=[]),
+        "must list 1 to 512 layers"),
+    "many layers": (lambda d, f: [add_layer(d, f) for _ in range(512)], "must list 1 to 512 layers"),
+    "model is a list": (lambda d, f: d["modelTopology"].update(model_config=[]), "class None, expected Functional"),
     "layer twice": (lambda d, f: layer_of(d, "l1").update(name="l2"), "'l2' occurs twice"),
     "layer is text": (lambda d, f: d["modelTopology"]["model_config"]["config"]["layers"].append("x"),
         "a layer must be an object"),
