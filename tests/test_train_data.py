@@ -77,11 +77,11 @@ def test_two_folders_match_names_whatever_the_suffix(tmp_path):
 
 def test_folders_inside_are_read_too(tmp_path):
     for side in "AB":
-        for name in ("one/x.png", "two/x.png", ".thumbnails/x.png"):
+        for name in ("one/x.png", "two/three/x.png", ".thumbnails/x.png"):
             (tmp_path / side / "train" / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture(16, 16)).save(tmp_path / side / "train" / name)
     pairs = Pairs(tmp_path, "train", values(data_form="folders"))
-    assert [pairs.name(i) for i in range(len(pairs))] == ["A/train/one/x.png", "A/train/two/x.png"]
+    assert [pairs.name(i) for i in range(len(pairs))] == ["A/train/one/x.png", "A/train/two/three/x.png"]
     assert len(Pairs(tmp_path / "A", "train", values())) == 2
     (tmp_path / "B" / "train").rename(tmp_path / "B" / "val")
     (tmp_path / "A" / "train").rename(tmp_path / "A" / "val")
