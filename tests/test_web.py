@@ -206,15 +206,31 @@ def test_models_whose_cards_say_the_same_have_titles_of_their_own(
         made = tiny_model()
         card = {"name": "facades", "task": "facade labels to photo"}
         model.save(model.Model(made.architecture, made.tensors, card), path)
+    bare = tmp_path / "bare.safetensors"
+    model.save(model.Model(made.architecture, made.tensors), bare)
     with ExitStack() as stack:
-        names = [*map(str, files), paths[1]]
+        names = [*map(str, files), paths[1], str(bare)]
         ready = [stack.enter_context(server.open_model(name)).served for name in names]
         told = json.loads(server._hello(ready))["models"]
     assert [one["title"] for one in told] == [
         "1. first: Facade labels to photo",
         "2. second: Facade labels to photo",
         "Gray",
+        "Bare",
     ]
+
+
+def test_a_connection_too_many_gets_503(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
+    web = Web(paths[1:])
+    try:
+        assert web.get("/")[0] == 200
+        with ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(socket.create_connection(("127.0.0.1", web.port)))
+            assert web.get("/")[0] == 503
+    finally:
+        web.close()
 
 
 @pytest.mark.parametrize("form", ["RGB", "PNG", "RUNS"])
