@@ -17,6 +17,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from pix2pix_fast.train import junyanz, recipes
+from pix2pix_fast.train.losses import Objective
 from pix2pix_fast.train.networks import PatchGAN, ResNet, UNet, init_weights
 from pix2pix_fast.train.trainer import Trainer, TrainingStopped
 from torch import nn
@@ -379,3 +380,16 @@ def test_autocast_steps_stay_near_float32(precision):
         losses.append(Trainer(values).step([(x, t)]))
     for name, value in losses[0].items():
         torch.testing.assert_close(losses[1][name], value, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_half_precision_are_summed_in_float32(dtype):
+    fake, t = (torch.rand(1, 3, 64, 64) * 2 - 1 for _ in range(2))
+    fake = fake.to(dtype)
+    objective = Objective(gan="lsgan", gan_weight=1.0, l1_weight=1.0, conditional=False)
+    _, parts = objective.g_loss(nn.Identity(), t, t, fake)
+    wide = fake.double()
+    expected = {"l1": (wide - t).abs().mean(), "g_gan": ((wide - 1) ** 2).mean()}
+    for name, value in parts.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=0)
