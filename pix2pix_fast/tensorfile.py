@@ -270,26 +270,28 @@ def all_finite(raw: Array) -> bool:
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[BinaryIO]:
     """A new file that takes the name `path` when the block ends well; nothing is left otherwise.
 
-    Written beside it under a hidden name, flushed to the disk, renamed.
+    Written beside it under a hidden name and renamed; `durable`: it survives a power cut from then on,
+    for which the disk is waited for.
     """
     final = Path(path)
-    part = final.with_name(f".{final.name}.{secrets.token_hex(4)}.part")
+    part = final.with_name(f".pix2pix-fast-{secrets.token_hex(8)}.part")  # fits where the name does
     try:
         with part.open("x+b") as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         part.replace(final)
     except BaseException as error:
         with suppress(FileNotFoundError):
             part.unlink()
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(part)):
-            error.filename = str(final)  # the name that the caller knows; a full disk gives none
+            error.filename = os.fspath(path)  # the name that the caller knows; a full disk gives none
         raise
-    if os.name == "posix":  # the rename itself must survive a power cut
+    if durable and os.name == "posix":  # the rename itself, too
         handle = os.open(final.parent, os.O_RDONLY)
         try:
             os.fsync(handle)

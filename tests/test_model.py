@@ -765,6 +765,12 @@ def test_every_flipped_bit_is_refused(tiny: bytes) -> None:
         refused(bytes(data))
 
 
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 243 + ".safetensors")  # 255 bytes; that of the unfinished file must fit too
+    save(random_model(TINY), path)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
 def test_headers_that_the_library_refuses_are_refused(tiny: bytes) -> None:
     """5,000 mutants of a header: ours may be stricter than the library, never laxer."""
     safetensors = pytest.importorskip("safetensors")

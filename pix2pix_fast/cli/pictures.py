@@ -297,22 +297,15 @@ def _save(image: Image.Image, target: str) -> None:
         image.save(sys.stdout.buffer, "PNG")
         sys.stdout.buffer.flush()
         return
+    from ..tensorfile import atomic_file
+
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f".pix2pix-fast-{os.getpid()}-{time.monotonic_ns()}.part"
     kind, values = _SAVE[path.suffix.lower()]
     if kind not in _DEEP:
         image = _shallow(image)
-    try:
-        with part.open("xb") as file:
-            image.save(file, kind, **values)
-        part.replace(path)
-    except OSError as error:
-        if error.errno and error.filename in (None, str(part)):
-            error.filename = target  # the name that the caller knows; a full disk gives none
-        raise
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_file(target, durable=False) as file:
+        image.save(file, kind, **values)
 
 
 def _shallow(image: Image.Image) -> Image.Image:
