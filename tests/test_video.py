@@ -486,6 +486,17 @@ def test_chapters_that_are_left_out_are_named(engine: Engine, tmp_path: Path) ->
     assert (report.frames, report.warnings) == (len(EVEN), ["left out: chapters"])
 
 
+def song(path: Path) -> Path:
+    """Sound alone: a moment of silence."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("aac", rate=48000, layout="mono")
+        block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        block.sample_rate, block.pts = 48000, 0
+        output.mux(stream.encode(block))
+        output.mux(stream.encode())
+    return path
+
+
 def with_cover(path: Path, whole: Path) -> Path:
     """The film (or, of sound alone, the song) with a picture on its cover."""
     cover = av.VideoFrame.from_ndarray(picture(0), "rgb24").reformat(format="yuvj420p")
@@ -507,15 +518,9 @@ def test_a_cover_picture_is_no_film(engine: Engine, tmp_path: Path) -> None:
     source = with_cover(tmp_path / "in.mp4", clip(tmp_path / "a.mp4", EVEN))
     report = translate_video(engine, source, tmp_path / "out.mp4")
     assert (report.frames, report.warnings) == (len(EVEN), ["left out: cover picture streams"])
-    with av.open(str(tmp_path / "song.mp4"), "w") as output:
-        stream = output.add_stream("aac", rate=48000, layout="mono")
-        block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        block.sample_rate, block.pts = 48000, 0
-        output.mux(stream.encode(block))
-        output.mux(stream.encode())
-    song = with_cover(tmp_path / "cover.mp4", tmp_path / "song.mp4")
+    with_cover(tmp_path / "cover.mp4", song(tmp_path / "song.mp4"))
     with pytest.raises(VideoError, match=r"cover.mp4 has no video stream \(it has: audio, cover picture\)"):
-        translate_video(engine, song, tmp_path / "b.mp4")
+        translate_video(engine, tmp_path / "cover.mp4", tmp_path / "b.mp4")
 
 
 @pytest.mark.parametrize(
@@ -604,12 +609,7 @@ def test_each_complaint_names_the_file_and_what_was_expected(engine: Engine, tmp
     source = clip(tmp_path / "in.mp4", EVEN)
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("hello\n")
-    with av.open(str(tmp_path / "sound.mp4"), "w") as output:
-        stream = output.add_stream("aac", rate=48000, layout="mono")
-        block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        block.sample_rate, block.pts = 48000, 0
-        output.mux(stream.encode(block))
-        output.mux(stream.encode())
+    song(tmp_path / "sound.mp4")
 
     def told(*names: str, **options: Any) -> str:
         with pytest.raises((ValueError, VideoError, OSError)) as caught:
