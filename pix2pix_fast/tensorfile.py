@@ -1,4 +1,4 @@
-"""Tensor files of strangers, read without trust; and files of our own, written whole or not at all.
+"""Tensor files of strangers, read without trust; files of our own, written whole or not at all; where caches lie.
 
 safetensors headers and JSON are parsed here under hard limits, since the library either maps the
 file or copies it twice and its errors name no tensor (docs/decisions/002-model-file.md; the tests
